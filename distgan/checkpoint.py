@@ -1,0 +1,296 @@
+"""The disk format: the only place that writes or reads tensors.
+
+A checkpoint is a folder `step_00001000` of safetensors and JSON. It is written under another name, its manifest last,
+and renamed when every byte is on disk, so that a folder of that name is whole; readers verify it all the same. No
+pickle is ever written or read: loading somebody's checkpoint cannot run code.
+
+    generator.safetensors, discriminator.safetensors, average.safetensors     parameters and buffers by name
+    generator_optimizer.safetensors, discriminator_optimizer.safetensors      "parameter name/slot"
+    state.json                                                                step and all that is not a tensor
+    manifest.json                                                             format; each file's size and sha256
+
+An exported generator is a folder too: model.safetensors, and config.json with what builds the network.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+
+from distgan.config import ModelConfig
+from distgan.models import Generator, Shape, build_generator
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+class NotFiniteError(RuntimeError):
+    """A tensor to be saved has a number that is not finite: the training has diverged."""
+
+
+def save(
+    root: Path,
+    step: int,
+    *,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, tuple[torch.optim.Optimizer, nn.Module]],
+    state: Mapping[str, Any],
+) -> Path:
+    """Commits a checkpoint and returns its folder; one of that step that is there already is left as it is.
+
+    Each optimiser comes with the network whose parameters it moves. To be called on one process only.
+
+    Raises:
+        NotFiniteError: a tensor has a number that is not finite; nothing was committed.
+        OSError: the disk is full or gone; what was saved before is untouched.
+    """
+    final = root / f"step_{step:08d}"
+    if final.exists():
+        return final
+    files: dict[str, dict[str, Tensor]] = {name: network.state_dict() for name, network in networks.items()}
+    for name, (optimizer, network) in optimizers.items():
+        files[f"{name}_optimizer"] = _slots(optimizer, network)
+    for file, tensors in files.items():
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} is no longer finite.")
+    partial = final.with_suffix(".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        contents = {f"{file}.safetensors": _to_bytes(tensors) for file, tensors in files.items()}
+        contents["state.json"] = _json({"step": step, **state})
+        manifest = {
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        }
+        contents["manifest.json"] = _json({"format": FORMAT, "files": manifest})
+        for name, content in contents.items():
+            _write(partial / name, content)
+        _sync_folder(partial)
+        partial.rename(final)
+        _sync_folder(root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def load(
+    folder: Path,
+    *,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, tuple[torch.optim.Optimizer, nn.Module]],
+) -> dict[str, Any]:
+    """Restores networks and optimisers in place from a verified checkpoint and returns its state.
+
+    Raises:
+        ValueError: its tensors are not those of these networks.
+    """
+    for name, network in networks.items():
+        _load_into(network, _read_tensors(folder / f"{name}.safetensors"), f"the {name} of {folder}")
+    for name, (optimizer, network) in optimizers.items():
+        slots: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in _read_tensors(folder / f"{name}_optimizer.safetensors").items():
+            owner, slot = key.rsplit("/", 1)
+            slots.setdefault(owner, {})[slot] = tensor
+        for owner, parameter in network.named_parameters():
+            saved = slots.get(owner, {})
+            optimizer.state[parameter] = {slot: tensor.to(parameter.device) for slot, tensor in saved.items()}
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What a verified checkpoint holds besides tensors."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def newest(root: Path, *, set_aside: bool) -> Path | None:
+    """The newest checkpoint that is whole, or None where there is none.
+
+    A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
+    the run, it is also renamed to `*.damaged`, and leftovers of an interrupted save are removed.
+
+    Raises:
+        ValueError: a checkpoint is of a format that this version does not know.
+    """
+    for folder in sorted(_folders(root), key=_step_of, reverse=True):
+        problem = _problem(folder)
+        if problem is None:
+            return folder
+        message = f"checkpoint {folder} is damaged ({problem})"
+        if set_aside:
+            aside = _free_name(folder)
+            folder.rename(aside)
+            message += f" and was moved to {aside.name}"
+        logger.warning("%s; looking for an older one.", message)
+    return None
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what a save left that was interrupted. Only for the process that owns the run."""
+    for partial in root.glob("step_*.tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
+    """Removes checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`."""
+    folders = sorted(_folders(root), key=_step_of)
+    for folder in folders[:-keep_last]:
+        if keep_every is None or _step_of(folder) % keep_every:
+            doomed = folder.with_suffix(".tmp")  # first out of the readers' sight, whole
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape: Shape, *, step: int) -> None:
+    """Writes an exported generator; each file is replaced in one piece, so that a reader never finds half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"library_name": "distgan", "format": FORMAT, "model": asdict(model), "images": asdict(shape)}
+    contents = {
+        "model.safetensors": _to_bytes(generator.state_dict(), {"format": "pt", "step": str(step)}),
+        "config.json": _json(config),
+    }
+    for name, content in contents.items():
+        _write(folder / f"{name}.tmp", content)
+        (folder / f"{name}.tmp").replace(folder / name)
+    _sync_folder(folder)
+
+
+def load_generator(path: str | os.PathLike[str]) -> Generator:
+    """Loads an exported generator, in eval mode on the CPU, from its folder or from the folder of its run.
+
+    `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed, and only
+    safetensors and JSON are read.
+
+    Raises:
+        ValueError: there is no generator, it is damaged, or what is offered is a pickle.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
+            "pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist.")
+    if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
+        folder = folder / "generator"
+    for name in ("model.safetensors", "config.json"):
+        if not (folder / name).exists():
+            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
+            hint = f" ({pickles[0]} is a pickle and is never loaded, because it can run code)" if pickles else ""
+            raise ValueError(f"{folder} holds no exported generator: {name} is not there{hint}.")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if config["format"] != FORMAT:
+            raise ValueError(f"{folder} is of format {config['format']}, and this version of distgan knows {FORMAT}.")
+        generator = build_generator(ModelConfig(**config["model"]), Shape(**config["images"]))
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
+    _load_into(generator, _read_tensors(folder / "model.safetensors"), f"the generator in {folder}")
+    return generator.eval().requires_grad_(False)
+
+
+def _slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, so that nothing depends on order, wrappers or world size."""
+    return {
+        f"{name}/{slot}": tensor
+        for name, parameter in network.named_parameters()
+        for slot, tensor in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return tensors_from_bytes(file.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a readable safetensors file.") from error
+
+
+def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+    expected = network.state_dict()
+    wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
+    wrong += [name for name in tensors if name not in expected]
+    if wrong:
+        raise ValueError(f"{what} is of another network: {wrong[0]} does not match.")
+    network.load_state_dict(tensors)
+
+
+def _problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file, or None.
+
+    Raises:
+        ValueError: it is of a format that this version does not know.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        version, files = manifest["format"], manifest["files"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return "manifest.json cannot be read"
+    if version != FORMAT:
+        raise ValueError(f"{folder} is of format {version}, and this version of distgan knows {FORMAT}.")
+    for name, expected in files.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:
+            return f"{name} cannot be read"
+        if len(content) != expected["size"]:
+            return f"{name} has {len(content)} bytes instead of {expected['size']}"
+        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            return f"{name} has other contents than the manifest says"
+    return None
+
+
+def _folders(root: Path) -> list[Path]:
+    return [folder for folder in root.iterdir() if _STEP.fullmatch(folder.name)] if root.is_dir() else []
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def _free_name(folder: Path) -> Path:
+    aside, n = folder.with_suffix(".damaged"), 1
+    while aside.exists():
+        n += 1
+        aside = folder.with_suffix(f".damaged{n}")
+    return aside
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Writes with the umask's permissions (safetensors' own writer makes files only the owner can read)."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

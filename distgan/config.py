@@ -1,0 +1,319 @@
+"""What a run is: frozen dataclasses, read from a YAML recipe and the command line, checked before anything starts.
+
+The docstring under each field is its `--help`. Values come from, in rising order: the defaults here,
+`--config recipe.yaml`, `--group.key=value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def _at_least(key: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise ValueError(f"{key} is {value}, but must be at least {minimum}.")
+
+
+def _positive(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{key} is {value}, but must be above 0.")
+
+
+def _non_negative(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{key} is {value}, but must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run: where it lives, its seed, how far this invocation goes."""
+
+    dir: str
+    """Folder of the run. The same command with the same folder resumes it."""
+    seed: int = 0
+    """Every random draw of the run is a function of this seed and of what the draw is for."""
+    extend: int = 0
+    """Train this many generator updates beyond `train.steps`: more steps of the same run."""
+    stop_at: int | None = None
+    """Save and end this invocation at this step; the same command without it goes on to the end."""
+
+    def __post_init__(self) -> None:
+        _at_least("run.seed", self.seed, 0)
+        _at_least("run.extend", self.extend, 0)
+        if self.stop_at is not None:
+            _at_least("run.stop_at", self.stop_at, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training images."""
+
+    source: Literal["digits", "cifar10"] = "digits"
+    """`digits`: scikit-learn's 1,797 handwritten digits, greyscale, shipped with it. `cifar10`: 50,000 in colour."""
+    path: str | None = None
+    """A local folder to read the source from instead of the hub; for cifar10, one with the hub's parquet files."""
+    image_size: Literal[32, 64] = 32
+    """Height and width in pixels; images of another size are resized."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    placement: Literal["auto", "device", "host"] = "auto"
+    """Where the images live: in device memory, in host memory, or the first where it fits. Changes no batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two networks."""
+
+    architecture: str = "dcgan"
+    """Name of a pair of networks in `distgan.models.ARCHITECTURES`."""
+    width: int = 64
+    """Channels next to the image; they double with each halving of the resolution."""
+    latent_dim: int = 100
+    """Length of the latent vector z, drawn from N(0, 1)."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.width", self.width, 1)
+        _at_least("model.latent_dim", self.latent_dim, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The adversarial loss."""
+
+    name: str = "non_saturating"
+    """Name of a loss in `distgan.losses.LOSSES`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam, one for each network, with the same settings."""
+
+    lr: float = 2e-4
+    """Learning rate."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates of the first and second moment."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr", self.lr)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas is {list(self.betas)}, but each must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """The averaged generator: an exponential moving average of the weights, which is what is sampled and exported."""
+
+    half_life: float = 10_000
+    """Images (real ones seen by the discriminator) after which a weight's share has halved; 0 averages nothing."""
+    ramp: float = 0.05
+    """Early on the half-life is at most this share of the images seen so far."""
+
+    def __post_init__(self) -> None:
+        _non_negative("ema.half_life", self.half_life)
+        _positive("ema.ramp", self.ramp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The adversarial loop."""
+
+    steps: int = 10_000
+    """Generator updates."""
+    batch_size: int = 128
+    """Images of one update over all processes together."""
+    d_steps: int = 1
+    """Discriminator updates before each generator update, each on fresh images."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the networks; weights and losses stay in fp32. bf16 is the mixed precision we advise."""
+    deterministic: bool = False
+    """On CUDA: only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
+
+    def __post_init__(self) -> None:
+        _at_least("train.steps", self.steps, 1)
+        _at_least("train.batch_size", self.batch_size, 1)
+        _at_least("train.d_steps", self.d_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, what to keep."""
+
+    every: int = 1000
+    """Save every so many steps; also at the end, at `run.stop_at` and on a stop signal."""
+    keep_last: int = 3
+    """Keep so many of the newest checkpoints."""
+    keep_every: int | None = None
+    """Besides those, keep for good each checkpoint whose step is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.every", self.every, 1)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+        if self.keep_every is not None:
+            _at_least("checkpoint.keep_every", self.keep_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """What is recorded on the way."""
+
+    to: Literal["wandb", "none"] = "wandb"
+    """`wandb` (offline where there is no key), or `none`; metrics.jsonl and samples/ are written in any case."""
+    project: str = "distgan"
+    """wandb project."""
+    log_every: int = 100
+    """Write the metrics every so many steps, each averaged over these steps."""
+    sample_every: int = 1000
+    """Draw the grid of fixed latents from the averaged generator every so many steps."""
+
+    def __post_init__(self) -> None:
+        _at_least("track.log_every", self.log_every, 1)
+        _at_least("track.sample_every", self.sample_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run is complete."""
+        return self.train.steps + self.run.extend
+
+    @property
+    def images_per_step(self) -> int:
+        """Real images that the discriminator sees per generator update: the unit of `images_seen` and of half-lives."""
+        return self.train.batch_size * self.train.d_steps
+
+
+# Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
+_HOUSEKEEPING = re.compile(r"run\.(dir|extend|stop_at)|data\.(path|placement)|checkpoint\..*|track\..*")
+
+
+def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> tuple[Config, bool]:
+    """Reads recipe and overrides; returns the configuration and whether only `--check` was asked for.
+
+    Raises:
+        ValueError: one sentence naming the dotted key, the value and what is allowed.
+    """
+    parser = _Parser(prog=prog, description="Train a GAN, or resume the run in run.dir.")
+    # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
+    recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config")
+    found, overrides = recipe.parse_known_args(argv)
+    argv = [*([f"--config={found.config}"] if found.config is not None else []), *overrides]
+    parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
+    parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
+    parser.add_class_arguments(Config)
+    namespace = parser.instantiate_classes(parser.parse_args(argv))
+    config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
+    return config, namespace["check"]
+
+
+def load(path: Path) -> Config:
+    """Reads a configuration that `dump` wrote.
+
+    Raises:
+        ValueError: the file is not there, or not a configuration this version knows.
+    """
+    return parse(["--config", str(path)])[0]
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def as_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """The configuration as nested dicts of plain values, one per group."""
+    groups = dataclasses.asdict(config)
+    groups["optim"]["betas"] = list(config.optim.betas)
+    return groups
+
+
+def mathematical_differences(saved: Config, new: Config) -> list[str]:
+    """What differs between two configurations and changes the mathematics, one line per key."""
+    old, new_values = _flatten(as_dict(saved)), _flatten(as_dict(new))
+    return [
+        f"{key}: {old[key]} in the run, {new_values[key]} now"
+        for key in old
+        if old[key] != new_values[key] and not _HOUSEKEEPING.fullmatch(key)
+    ]
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`, did you mean "x"?` where something known is close, else the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}."
+
+
+def _flatten(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+
+
+def _known_keys() -> list[str]:
+    return list(_flatten(as_dict(Config(run=RunConfig(dir="")))))
+
+
+class _Parser(ArgumentParser):  # type: ignore[misc]
+    """jsonargparse's parser, whose complaints become one sentence in a ValueError."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(_sentence(message)) from ex
+
+
+def _sentence(message: str) -> str:
+    """One sentence out of jsonargparse's own message (held by tests/test_config.py)."""
+    if match := re.match(r"unrecognized arguments: (.+)", message):
+        word = match[1].split()[0]
+        if not word.startswith("--"):
+            return f'"{word}" is not an option: write --group.key=value.'
+        key = word.lstrip("-").split("=")[0]
+        return f'unknown key "{key}": {nearest(key, _known_keys())}'
+    if match := re.search(r"Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted", message):
+        key = match[3] or f"{match[1]}.{match[2]}"
+        return f'unknown key "{key}": {nearest(key, _known_keys())}'
+    if match := re.match(r"the following arguments are required: (\S+)", message):
+        return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
+    if match := re.match(r'Parser key "config": File does not exist: (.+)', message):
+        return f"the recipe {match[1]} does not exist."
+    if match := re.match(r"(Unexpected config|Problems parsing config)", message):
+        return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
+    if match := re.match(
+        r'Parser key "([\w.]+)":\s+Does not validate.*?Subtypes: \[(.+?)\].*Given value: (.*)', message, re.S
+    ):
+        return f"{match[1]} is {match[3].strip()}, but must be {_allowed(match[2])}."
+    if match := re.match(r'Parser key "([\w.]+)":\s+Expected (?:a )?(.+?)\. Got value: (.*)', message, re.S):
+        return f"{match[1]} is {match[3].strip()}, but must be {_allowed(match[2])}."
+    return " ".join(message.split())
+
+
+def _allowed(types: str) -> str:
+    """Names of types as a user says them: `<class 'int'>, <class 'NoneType'>` is `int or null`."""
+    if match := re.fullmatch(r"typing\.Literal\[(.+)\]", types):
+        return "one of " + match[1].replace("'", "")
+    said = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null"}
+    names = re.findall(r"<class '(.+?)'>", types)
+    return " or ".join(said[name] for name in names) if names else f"a {types}"

@@ -1,0 +1,236 @@
+"""Ranks: the only place that configures Accelerate, and all that processes must agree on.
+
+Training data never passes through here but for DDP's gradients, which Accelerate's wrappers reduce. What rank zero
+decides or does alone goes through `on_rank_zero`, over a group of its own whose patience is long: nothing that rank
+zero is slow at makes the others time out.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+
+from distgan.config import TrainConfig
+
+T = TypeVar("T")
+
+_MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_PATIENCE = timedelta(days=7)  # of those who wait for what rank zero does alone
+
+
+def launched_ranks() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as the launcher says, before any process group exists.
+
+    Raises:
+        ValueError: the environment announces several ranks and does not say which one this is.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+        raise ValueError(
+            f"WORLD_SIZE is {world}, but RANK or LOCAL_RANK is not set, so that every process would train alone as "
+            "rank 0 of 1: start the ranks with `accelerate launch` or `torchrun`."
+        )
+    return int(os.environ.get("RANK", "0")), world
+
+
+def check(train: TrainConfig) -> None:
+    """Checks batch, precision and launcher settings before any GPU or process group is touched.
+
+    Raises:
+        ValueError: one sentence that says what to change.
+    """
+    _, world = launched_ranks()
+    if train.batch_size % world:
+        fits = [size for size in range(world, 2 * train.batch_size + world, world) if size > train.batch_size - world]
+        raise ValueError(
+            f"train.batch_size is {train.batch_size}, which {world} processes cannot share equally: "
+            f"{' or '.join(map(str, fits[:2]))} would do."
+        )
+    local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not _use_cpu() and local_world > gpus:
+        raise ValueError(
+            f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
+            "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml."
+        )
+    if _use_cpu() and train.precision == "fp16":
+        raise ValueError("train.precision is fp16, which needs a GPU: use fp32 here, or bf16.")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", _MIXED_PRECISION[train.precision]):
+        raise ValueError(
+            f"the launcher asks for {launched} and the recipe's train.precision is {train.precision}: "
+            "make them agree, best by leaving precision to the recipe."
+        )
+    for variable, what in {
+        "ACCELERATE_USE_FSDP": "FSDP",
+        "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+        "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+        "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+    }.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(f"the launcher asks for {what}, but distgan trains with DDP: launch without it.")
+    if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) > 1:
+        raise ValueError(
+            "the launcher asks for gradient accumulation, but train.batch_size says it all: launch without."
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        raise ValueError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
+
+
+def start(train: TrainConfig, *, trackers: list[str]) -> Accelerator:
+    """Collective: joins the process group and returns the one Accelerator.
+
+    DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
+
+    Raises:
+        ValueError: Accelerate does not see the ranks that the launcher announced, or the GPU cannot do the precision.
+    """
+    _, world = launched_ranks()
+    _die_with_launcher()
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    accelerator = Accelerator(
+        cpu=_use_cpu(),
+        log_with=[tracker for tracker in trackers if tracker != "none"],
+        mixed_precision=_MIXED_PRECISION[train.precision],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            # Each of the two optimisers updates the one scaler: twice torch's usual 2000.
+            GradScalerKwargs(growth_interval=4000),
+        ],
+    )
+    if accelerator.num_processes != world:
+        raise ValueError(f"{world} processes were launched, but Accelerate sees {accelerator.num_processes}.")
+    if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
+    return accelerator
+
+
+class Ranks:
+    """What the ranks of a started process group agree on. Collective: made on every rank at the same point."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.rank: int = accelerator.process_index
+        self.world: int = accelerator.num_processes
+        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """fp16's loss scaler, one for both networks; None in other precisions."""
+        return self.accelerator.scaler
+
+    def share(self, batch_size: int) -> slice:
+        """This rank's part of a global batch."""
+        size = batch_size // self.world
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Collective: runs an action on rank zero; every rank returns its result, or raises its error."""
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = action()
+            except Exception as error:
+                if self._group is None:
+                    raise
+                outcome[1] = error
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Collective: every rank's value, in order, on every rank. Waits for what computes it."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def leave(self) -> None:
+        """Collective: ends the process group."""
+        self.accelerator.state.destroy_process_group()
+
+    def stop_signals(self) -> "StopSignals":
+        return StopSignals(self._group)
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM, turned into a decision that all ranks take at the same step.
+
+    The flag of each step is reduced over a CPU group of its own while the step after runs, and read then: the training
+    stream is never waited for.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._received = False
+        self._flag = np.zeros(1, dtype=np.int32)
+        self._pending: Any = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._pending is not None and error is None:
+            self._pending.wait()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def agreed(self) -> bool:
+        """Collective: whether to stop at this step; once per step, the same answer on every rank."""
+        if self._group is None:
+            return self._received
+        stop = False
+        if self._pending is not None:
+            self._pending.wait()
+            stop = bool(self._flag[0])
+        self._flag[0] = self._received
+        self._pending = dist.all_reduce(
+            torch.from_numpy(self._flag), op=dist.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        return stop
+
+
+def settle_gradient_buckets(passes: Callable[[], None]) -> None:
+    """Collective: runs throwaway forward and backward passes until DDP's gradient buckets are what they will stay.
+
+    DDP reduces its first backward in buckets of another order than all later ones, which from three ranks on changes
+    the rounding of sums: without this the first step after a resume would differ from the same step of a run that
+    never stopped. DDP rebuilds the buckets at the first forward after a backward, so two rounds settle them.
+    """
+    for _ in range(2):
+        passes()
+
+
+def _use_cpu() -> bool:
+    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return asked or not torch.cuda.is_available()
+
+
+def _die_with_launcher() -> None:
+    """Has the kernel kill this worker when its launcher dies, so that no orphan goes on holding the run's folder."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1  # prctl(2)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)

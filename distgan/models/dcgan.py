@@ -1,0 +1,63 @@
+"""DCGAN (Radford, Metz and Chintala 2016), laid out and named as in PyTorch's textbook version of it.
+
+At 64x64, width 64 and 3 channels the layers are exactly the textbook's, and its weights load; another resolution has
+one stage fewer or more at the 4x4 end. Batch norm stands after each convolution but the generator's last and the
+discriminator's first and last; no convolution has a bias.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from distgan.models.layers import Generator
+
+
+def stages(image_size: int) -> int:
+    """How often 4x4 doubles to reach the image."""
+    return int(math.log2(image_size // 4))
+
+
+class DCGANGenerator(Generator):
+    """latents (N, latent_dim) -> images (N, channels, image_size, image_size) in [-1, 1]."""
+
+    def __init__(self, *, image_size: int, channels: int, width: int, latent_dim: int) -> None:
+        super().__init__(latent_dim=latent_dim)
+        wide = width * 2 ** (stages(image_size) - 1)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, wide, 4, 1, 0, bias=False)]
+        for i in range(stages(image_size)):
+            before, after = wide // 2**i, wide // 2 ** (i + 1) if i + 1 < stages(image_size) else channels
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
+        self.main = nn.Sequential(*layers, nn.Tanh())
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.main(z.view(len(z), -1, 1, 1))
+
+
+class DCGANDiscriminator(nn.Module):
+    """images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,)."""
+
+    def __init__(self, *, image_size: int, channels: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+        for i in range(stages(image_size) - 1):
+            before, after = width * 2**i, width * 2 ** (i + 1)
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(width * 2 ** (stages(image_size) - 1), 1, 4, 1, 0, bias=False)]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.main(x).flatten()
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, rng: torch.Generator) -> None:
+    """Convolutions from N(0, 0.02), batch norm's scales from N(1, 0.02), its shifts 0 (DCGAN, section 4)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.weight.normal_(0, 0.02, generator=rng)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.normal_(1, 0.02, generator=rng)
+            layer.bias.zero_()

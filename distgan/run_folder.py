@@ -1,0 +1,109 @@
+"""The folder of a run: who may write it, what recipe it belongs to, where things lie in it.
+
+config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/
+"""
+
+import fcntl
+import json
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from distgan import checkpoint
+from distgan import config as configuration
+from distgan.config import Config
+
+
+class RunFolder:
+    """The places in a run's folder. Making one touches nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples"
+        self.checkpoints = self.path / "checkpoints"
+        self.generator = self.path / "generator"
+        self.lock = self.path / ".lock"
+
+    def check(self, config: Config) -> None:
+        """Refuses a configuration that is not the run's own in what changes the mathematics.
+
+        Raises:
+            ValueError: it differs, with the differences and the ways on; or the folder is not a run's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run.dir is {self.path}, which is a file.")
+        if not self.config.exists():
+            return
+        differences = configuration.mathematical_differences(configuration.load(self.config), config)
+        if differences:
+            raise ValueError(
+                f"{self.path} is a run with another recipe ({'; '.join(differences)}): to continue it give its own "
+                "values, for more steps of it --run.extend=N; for a new run choose another --run.dir."
+            )
+
+    def claim(self, config: Config) -> "Claim":
+        """Makes the folder this process's to write, checks the configuration again and records it.
+
+        The claim ends with the process, however it ends, because the kernel holds it. Only for rank zero.
+
+        Raises:
+            ValueError: another process is writing it, the recipe is another, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = self.lock.open("a+")
+        except OSError as error:
+            raise ValueError(f"run.dir is {self.path}, which cannot be written: {error.strerror}.") from error
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise ValueError(
+                f"{self.path} is being written by another run ({stream.read().strip()}): wait for it or stop it."
+            ) from error
+        self.check(config)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        # stop_at belongs to one invocation, not to the run.
+        recorded = replace(config, run=replace(config.run, stop_at=None))
+        _replace(self.config, configuration.dump(recorded))
+        checkpoint.remove_leftovers(self.checkpoints)
+        return Claim(self, stream)
+
+
+class Claim:
+    """The right to write a run's folder; keep it as long as something is written."""
+
+    def __init__(self, folder: RunFolder, lock: IO[str]) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    def release(self) -> None:
+        self._lock.close()
+
+
+def cut_metrics(file: Path, step: int) -> None:
+    """Cuts metrics.jsonl back to a step, so that each step stands there once after a resume."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:  # the end of a line that a kill cut short
+            continue
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    _replace(file, "".join(kept))
+
+
+def _replace(file: Path, text: str) -> None:
+    """Writes a file in one piece: readers find the old or the new one, whole."""
+    partial = file.with_name(file.name + ".tmp")
+    partial.write_text(text)
+    partial.replace(file)

@@ -1,0 +1,63 @@
+"""The only source of randomness: every draw is a function of (seed, stream, indices), never of a rank or of the past.
+
+A draw for training is made for the whole global batch of a step, and each rank takes its slice; a draw for sampling is
+made per image. So nothing about randomness has to be saved, and the number of processes changes no draw. The bits
+come from NumPy's Philox on the CPU, whatever device trains: the same seed gives the same latents on every machine.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
+    """A fresh generator for one purpose; streams and indices that differ in any way give independent draws."""
+    return np.random.Generator(np.random.Philox(key=_key(seed, stream, *indices)))
+
+
+def torch_generator(seed: int, stream: str, *indices: int) -> torch.Generator:
+    """The same for torch's initialisers. Only 32 bits of the key reach torch's CPU engine: not for draws by index."""
+    return torch.Generator().manual_seed(_key(seed, stream, *indices) & (2**63 - 1))
+
+
+def latents(seed: int, stream: str, step: int, *, batch: int, dim: int, share: slice) -> torch.Tensor:
+    """This rank's share of a global batch of latents from N(0, 1): (share, dim), in the default dtype, on the CPU."""
+    z = generator(seed, stream, step).standard_normal((batch, dim), dtype=np.float32)
+    return torch.from_numpy(z[share]).to(torch.get_default_dtype())
+
+
+def latents_by_index(seed: int, stream: str, first: int, count: int, *, dim: int) -> torch.Tensor:
+    """The latents of images first ... first + count - 1: (count, dim), each a function of its own index alone."""
+    rows = [generator(seed, stream, i).standard_normal(dim, dtype=np.float32) for i in range(first, first + count)]
+    return torch.from_numpy(np.stack(rows)).to(torch.get_default_dtype())
+
+
+def order(seed: int, position: int, count: int, *, total: int) -> np.ndarray:
+    """Which images stand at position ... position + count - 1 of the endless shuffled sequence: (count,) int64.
+
+    Each epoch is a permutation of its own of all `total` images; a batch may straddle two epochs.
+    """
+    positions = np.arange(position, position + count)
+    indices = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(positions // total):
+        here = positions // total == epoch
+        indices[here] = _permutation(seed, int(epoch), total)[positions[here] % total]
+    return indices
+
+
+def flips(seed: int, step: int, *, batch: int) -> np.ndarray:
+    """Which images of a global batch are mirrored: (batch,) bool, each with probability 1/2."""
+    return generator(seed, "flip", step).random(batch) < 0.5
+
+
+@lru_cache(maxsize=2)  # the two epochs that a batch may straddle
+def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
+    return generator(seed, "order", epoch).permutation(total)
+
+
+def _key(seed: int, stream: str, *indices: int) -> int:
+    """128 bits, as Philox takes them."""
+    name = ":".join([str(seed), stream, *map(str, indices)])
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")

@@ -1,0 +1,215 @@
+"""What a run tells: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. Rank zero's work, gated inside.
+
+metrics.jsonl is the durable record, one JSON object per line and each step once; wandb gets the same names.
+"""
+
+import json
+import netrc
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from distgan.config import Config, as_dict
+from distgan.distributed import Ranks
+from distgan.run_folder import RunFolder, cut_metrics
+
+
+class Meter:
+    """Sums of scalars since the last log point. They stay on the device until then."""
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self._names = names
+        self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self._counts = [0] * len(names)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds this rank's mean, a scalar, without waiting for it."""
+        i = self._names.index(name)
+        self._sums[i] += value.detach()
+        self._counts[i] += 1
+
+    def means(self, ranks: Ranks) -> dict[str, float]:
+        """Collective, and waits for the device: the means over steps and ranks; then starts again at zero.
+
+        Summed in the order of the ranks, so that the result does not depend on who reduces.
+        """
+        rows = ranks.gather(self._sums.tolist())
+        means = {
+            name: sum(row[i] for row in rows) / (len(rows) * self._counts[i]) for i, name in enumerate(self._names)
+        }
+        self._sums.zero_()
+        self._counts = [0] * len(self._names)
+        return means
+
+    def state(self, ranks: Ranks) -> dict[str, Any]:
+        """Collective, and waits for the device: what a checkpoint between two log points must keep."""
+        return {"sums": ranks.gather(self._sums.tolist()), "counts": self._counts}
+
+    def load_state(self, state: dict[str, Any], ranks: Ranks) -> None:
+        """Takes up a saved state; on another number of ranks the sums continue as equal parts of their total."""
+        rows, counts = state["sums"], state["counts"]
+        if len(rows) == ranks.world:
+            row = rows[ranks.rank]
+        else:
+            row = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        self._sums.copy_(torch.tensor(row, dtype=torch.float64))
+        self._counts = list(counts)
+
+
+class Tracker:
+    """Records a run. Made and called on every rank; only rank zero writes."""
+
+    def __init__(
+        self, accelerator: Accelerator, folder: RunFolder, config: Config, *, step: int, wandb_id: str | None
+    ) -> None:
+        self._accelerator, self._folder, self._config = accelerator, folder, config
+        self._main = accelerator.is_main_process
+        self.wandb_id: str | None = None
+        self._wandb = config.track.to == "wandb"
+        if self._wandb:
+            self._start_wandb(wandb_id)
+        if self._main:
+            cut_metrics(folder.metrics, step)
+            self._metrics = folder.metrics.open("a")
+            folder.samples.mkdir(exist_ok=True)
+        self._progress = _progress(config.last_step, step) if self._main and sys.stdout.isatty() else None
+        self._timed_from = (time.monotonic(), step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes one line of metrics, adding images_seen and throughput."""
+        if not self._main:
+            return
+        now, (then, since) = time.monotonic(), self._timed_from
+        images_per_s = (step - since) * self._config.images_per_step / (now - then)
+        self._timed_from = (now, step)
+        record = {
+            "step": step,
+            "images_seen": step * self._config.images_per_step,
+            **metrics,
+            "throughput/images_per_s": images_per_s,
+        }
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        self._accelerator.log(record, step=step)
+        self._show(step, metrics, images_per_s)
+
+    def advance(self, step: int) -> None:
+        """Moves the live bar."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step)
+
+    def samples(self, step: int, images: Tensor) -> None:
+        """Writes the sample grid; images are uint8 (N, C, H, W)."""
+        if not self._main:
+            return
+        picture = grid(images)
+        picture.save(self._folder.samples / f"step_{step:08d}.png")
+        if self._wandb:
+            self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step)
+
+    def sync(self) -> None:
+        """Has the metrics so far on disk before a checkpoint says that they are."""
+        if self._main:
+            os.fsync(self._metrics.fileno())
+
+    def say(self, text: str) -> None:
+        """Prints for the user, once, above the live bar where there is one."""
+        if self._main and self._progress is not None:
+            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        elif self._main:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Finishes the bar, wandb (which flushes what it holds) and the metrics file."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._main:
+            self._metrics.close()
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def _start_wandb(self, wandb_id: str | None) -> None:
+        mode = None
+        if self._main:
+            import wandb
+
+            self.wandb_id = wandb_id or secrets.token_hex(4)
+            mode = _wandb_mode()
+            if mode == "offline":
+                print(
+                    f"wandb: recording offline in {self._folder.path / 'wandb'} "
+                    "(no key found; `wandb login` or WANDB_API_KEY sends runs to the server)",
+                    flush=True,
+                )
+            settings = wandb.Settings(console="off", silent=True)
+            init: dict[str, Any] = {
+                "id": self.wandb_id,
+                "name": self._folder.path.name,
+                "dir": str(self._folder.path),
+                "resume": "allow",
+                "mode": mode,
+                "settings": settings,
+            }
+        else:
+            init = {}
+        self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
+        if self._main and (url := self._accelerator.get_tracker("wandb", unwrap=True).url):
+            print(f"wandb: {url}", flush=True)
+
+    def _show(self, step: int, metrics: dict[str, float], images_per_s: float) -> None:
+        text = (
+            f"D {metrics['loss/discriminator']:.3f}  G {metrics['loss/generator']:.3f}  D(x) {metrics['score/real']:.2f}  "
+            f"D(G(z)) {metrics['score/fake_before']:.2f} → {metrics['score/fake_after']:.2f}  {images_per_s:,.0f} images/s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+        else:
+            seconds = (self._config.last_step - step) * self._config.images_per_step / images_per_s
+            left = f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f} left"
+            print(f"step {step}/{self._config.last_step}  {text}  {left}", flush=True)
+
+
+def grid(images: Tensor) -> Image.Image:
+    """One picture of many: uint8 (N, C, H, W) laid out in rows of about the square root of N."""
+    columns = max(1, round(len(images) ** 0.5))
+    picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+
+def offline_wandb_runs(folder: Path) -> list[Path]:
+    """The folders that wandb recorded offline under a run's folder, oldest first."""
+    return sorted((folder / "wandb").glob("offline-run-*"))
+
+
+def _progress(total: int, completed: int) -> Progress:
+    progress = Progress(
+        TextColumn("{task.fields[text]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console()
+    )
+    progress.add_task("", total=total, completed=completed, text="starting")
+    progress.start()
+    return progress
+
+
+def _wandb_mode() -> str:
+    """The user's WANDB_MODE, else online exactly where there is a key: wandb itself fails without one, unless asked."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+    except (OSError, netrc.NetrcParseError):
+        return "offline"

@@ -1,0 +1,302 @@
+"""Trains a GAN, or resumes the run in its folder: wiring, THE loop, housekeeping."""
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import nn
+
+from distgan import checkpoint, data, distributed, losses, models
+from distgan import config as configuration
+from distgan.config import Config
+from distgan.distributed import Ranks
+from distgan.ema import Average
+from distgan.models import Generator, eval_mode, frozen
+from distgan.penalties import Penalty
+from distgan.run_folder import Claim, RunFolder
+from distgan.tracking import Meter, Tracker, offline_wandb_runs
+
+_METRICS = ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after")
+_GRID = 64  # images in the sample grid
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`distgan train --config RECIPE [--group.key=value ...] [--check]`."""
+    config, check_only = configuration.parse(argv)
+    if check_only:
+        check(config)
+    else:
+        train(config)
+
+
+def train(config: Config, *, penalty: Penalty | None = None) -> None:
+    """Collective: trains to the end of the run, from where its folder stands; a stop signal saves and returns early.
+
+    Args:
+        config: the run.
+        penalty: what is added to the discriminator's loss.
+
+    Raises:
+        ValueError: a mistake of the user's, found before anything starts wherever it can be.
+        NotFiniteError: the training diverged; the checkpoints before stay.
+    """
+    # ------------------------------------------------------------------------------------------------------------------
+    # Whatever can be wrong, before any GPU or process group is touched.
+
+    distributed.check(config.train)
+    loss = losses.build(config.loss.name)
+    folder = RunFolder(config.run.dir)
+    folder.check(config)
+    images = data.load(config.data)
+    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
+    raw_G, raw_D = models.build(config.model, shape, seed=config.run.seed)
+    claim = folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Wiring.
+
+    accelerator = distributed.start(config.train, trackers=[config.track.to])
+    ranks = Ranks(accelerator)
+    raw_G, raw_D = raw_G.to(accelerator.device), raw_D.to(accelerator.device)
+    average = Average(raw_G, half_life=config.ema.half_life, ramp=config.ema.ramp)
+    adam_G, adam_D = _adam(raw_G, config), _adam(raw_D, config)
+    G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
+
+    feed = {
+        "seed": config.run.seed,
+        "batch_size": config.train.batch_size,
+        "d_steps": config.train.d_steps,
+        "share": ranks.share(config.train.batch_size),
+        "device": accelerator.device,
+    }
+    batches = data.Batches(images, config.data, **feed)
+    latents = data.Latents(dim=config.model.latent_dim, **feed)
+    meter = Meter(_METRICS, accelerator.device)
+
+    if ranks.world > 1:
+        distributed.settle_gradient_buckets(lambda: _throwaway_passes(G, D, batches, latents))
+    house = Housekeeping(
+        config,
+        folder,
+        claim,
+        ranks,
+        meter=meter,
+        average=average.generator,
+        shape=shape,
+        fingerprint=images.fingerprint,
+        networks={"generator": raw_G, "discriminator": raw_D, "average": average.generator},
+        optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
+    )
+    step = house.resume()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The loop.
+
+    with house:
+        while not house.done(step):
+            for k in range(config.train.d_steps):
+                real, y = batches.at(step, k)
+                z, fake_y = latents.at(step, k)
+                with torch.set_grad_enabled(k + 1 == config.train.d_steps):  # G learns from the last fakes only
+                    fake = G(z, fake_y)
+                real.requires_grad_(penalty is not None and penalty.on_real)
+                real_logits, fake_logits = D(real, y), D(fake.detach(), fake_y)
+                loss_D = loss.discriminator(real_logits, fake_logits)
+                if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
+                    loss_D = loss_D + penalty(raw_D, real, real_logits, fake.detach(), y)
+                accelerator.backward(loss_D)
+                opt_D.step()
+                opt_D.zero_grad()
+                meter.add("loss/discriminator", loss_D)
+                meter.add("score/real", loss.score(real_logits))
+                meter.add("score/fake_before", loss.score(fake_logits))
+
+            with frozen(raw_D):  # no gradients of D's weights, nothing of D on the wire
+                fake_logits = raw_D(fake, fake_y)
+                loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
+                accelerator.backward(loss_G)
+                opt_G.step()
+                opt_G.zero_grad()
+                meter.add("loss/generator", loss_G)
+                meter.add("score/fake_after", loss.score(fake_logits))
+
+            step += 1
+            average.update(raw_G, images_seen=step * config.images_per_step, images=config.images_per_step)
+            house.keep(step)
+
+
+class Housekeeping:
+    """What happens around the steps: resuming, logging, sampling, saving, stopping. Collective, all of it.
+
+    As a context it records the run and listens for stop signals; leaving it without an error tells where things lie.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        claim: Claim | None,
+        ranks: Ranks,
+        *,
+        meter: Meter,
+        average: Generator,
+        shape: models.Shape,
+        fingerprint: str,
+        networks: dict[str, nn.Module],
+        optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]],
+    ) -> None:
+        self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
+        self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
+        self._networks, self._optimizers = networks, optimizers
+        self._until = min(config.last_step, config.run.stop_at or config.last_step)
+        self._signals = ranks.stop_signals()
+        self._stopped = False
+        self._step = 0
+        self._wandb_id: str | None = None
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
+
+        Raises:
+            ValueError: it was trained on other images, or belongs to other networks.
+        """
+        found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
+        if found is not None:
+            state = checkpoint.read_state(found)
+            if state["images"] != self._fingerprint:
+                raise ValueError(
+                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now."
+                )
+            checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
+            self._meter.load_state(state["meter"], self._ranks)
+            if self._ranks.scaler is not None:
+                self._ranks.scaler.load_state_dict(state["scaler"])
+            self._wandb_id = state["wandb_id"]
+            self._step = state["step"]
+        return self._step
+
+    def __enter__(self) -> Self:
+        self._tracker = Tracker(
+            self._ranks.accelerator, self._folder, self._config, step=self._step, wandb_id=self._wandb_id
+        )
+        per_rank = self._config.train.batch_size // self._ranks.world
+        self._tracker.say(
+            f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
+            f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
+            f"{self._config.train.precision}"
+        )
+        self._signals.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._signals.__exit__(kind, error, trace)
+        self._tracker.close()
+        if error is None:
+            self._tracker.say(_where_things_lie(self._folder, self._step, self._config))
+            self._ranks.leave()
+        if self._claim is not None:
+            self._claim.release()
+
+    def done(self, step: int) -> bool:
+        """Whether this invocation ends here."""
+        return self._stopped or step >= self._until
+
+    def keep(self, step: int) -> None:
+        """After each step: what is due at it."""
+        track, self._step = self._config.track, step
+        end = step == self._config.last_step
+        self._tracker.advance(step)
+        if step % track.log_every == 0 or end:
+            rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+            self._tracker.log(step, {**self._meter.means(self._ranks), **rates})
+        if (step % track.sample_every == 0 or end) and self._ranks.rank == 0:
+            self._tracker.samples(step, self._average.sample(_GRID, seed=self._config.run.seed))
+        self._stopped = self._signals.agreed()
+        if self._stopped:
+            self._tracker.say(f"stop signal: saving step {step}")
+        if step % self._config.checkpoint.every == 0 or self.done(step):
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        scaler = self._ranks.scaler
+        state = {
+            "images": self._fingerprint,
+            "meter": self._meter.state(self._ranks),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "wandb_id": self._tracker.wandb_id,
+        }
+
+        def commit() -> None:
+            self._tracker.sync()
+            root, keep = self._folder.checkpoints, self._config.checkpoint
+            checkpoint.save(root, step, networks=self._networks, optimizers=self._optimizers, state=state)
+            checkpoint.save_generator(self._folder.generator, self._average, self._config.model, self._shape, step=step)
+            checkpoint.prune(root, keep_last=keep.keep_last, keep_every=keep.keep_every)
+
+        self._ranks.on_rank_zero(commit)
+
+
+def check(config: Config) -> None:
+    """Prints what would run, and stops: nothing is written, no GPU or process group touched."""
+    distributed.check(config.train)
+    losses.build(config.loss.name)
+    folder = RunFolder(config.run.dir)
+    folder.check(config)
+    images = data.load(config.data)
+    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
+    networks = models.build(config.model, shape, seed=config.run.seed)
+    rank, world = distributed.launched_ranks()
+    if rank != 0:
+        return
+    in_G, in_D = (sum(p.numel() for p in network.parameters()) for network in networks)
+    buffers_G, buffers_D = (sum(b.numel() for b in network.buffers()) for network in networks)
+    # Each network with Adam's two moments, and the average; everything in fp32.
+    size = 4 * (3 * (in_G + in_D) + in_G + 2 * buffers_G + buffers_D)
+    print(configuration.dump(config), end="")
+    print(f"\nimages               {len(images.pixels):,} of {shape.image_size}x{shape.image_size}x{shape.channels}")
+    print(f"processes            {world}, {config.train.batch_size // world} images each per update")
+    print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
+    print(f"checkpoint           about {size / 1e6:.1f} MB")
+    print(f"run folder           {folder.path} ({'resumes' if folder.config.exists() else 'new'})")
+
+
+def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
+
+
+def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents: data.Latents) -> None:
+    """One backward through each network that leaves no trace: statistics stand still, gradients are dropped."""
+    (real, y), (z, fake_y) = batches.at(0, 0), latents.at(0, 0)
+    with eval_mode(G), eval_mode(D):
+        for logits_or_images in (D(real, y), G(z, fake_y)):
+            logits_or_images.mean().backward()
+    for network in (G, D):
+        network.zero_grad(set_to_none=True)
+
+
+def _where_things_lie(folder: RunFolder, step: int, config: Config) -> str:
+    """The end of a run, for the user: each place, and the command to look at it."""
+    done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
+    lines = [f"{done}: step {step} of {config.last_step}"]
+    pictures = sorted(folder.samples.glob("step_*.png"))
+    if pictures:
+        lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]
+    lines += [
+        f"  checkpoints   {folder.checkpoints}",
+        f"                list them: ls {folder.checkpoints}",
+        f"  generator     {folder.generator}",
+        f"                draw from it: distgan sample {folder.path} --num 64 --out grid.png",
+        f"  metrics       {folder.metrics}",
+        f"                the last line: tail -n 1 {folder.metrics}",
+    ]
+    for run in offline_wandb_runs(folder.path)[-1:]:
+        lines += [f"  wandb         {run}", f"                browse it: wandb leet {run}; upload it: wandb sync {run}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["train", *sys.argv[1:]]))
