@@ -58,7 +58,7 @@ def _usage() -> str:
 
 
 def _ours(error: ValueError) -> bool:
-    """Whether distgan itself raised it, for the user; one out of a library's depths is a fault: its traceback is kept."""
+    """Whether distgan itself raised it, for the user; one out of a library's depths is a fault and keeps its trace."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -87,7 +87,7 @@ def check(train: TrainConfig) -> None:
         raise ValueError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
 
 
-def start(train: TrainConfig, *, trackers: list[str]) -> Accelerator:
+def start(train: TrainConfig, *, tracker: str) -> Accelerator:
     """Collective: joins the process group and returns the one Accelerator.
 
     DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
@@ -104,7 +104,7 @@ def start(train: TrainConfig, *, trackers: list[str]) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
         cpu=_use_cpu(),
-        log_with=[tracker for tracker in trackers if tracker != "none"],
+        log_with=None if tracker == "none" else tracker,
         mixed_precision=_MIXED_PRECISION[train.precision],
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from distgan.models import Generator
+
 
 class Average:
     """An exponential moving average of a generator's weights, with a half-life in images and a ramp at the start.
@@ -15,7 +17,7 @@ class Average:
     belong to them. It runs in full precision and is never trained.
     """
 
-    def __init__(self, generator: nn.Module, *, half_life: float, ramp: float) -> None:
+    def __init__(self, generator: Generator, *, half_life: float, ramp: float) -> None:
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
         self._half_life = half_life
         self._ramp = ramp

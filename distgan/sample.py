@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from distgan.checkpoint import load_generator
-from distgan.tracking import grid
+from distgan.pictures import grid
 
 
 def main(argv: Sequence[str] | None = None) -> None:

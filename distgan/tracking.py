@@ -15,14 +15,13 @@ from urllib.parse import urlparse
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from distgan.config import Config, as_dict
 from distgan.distributed import Ranks
+from distgan.pictures import grid
 from distgan.run_folder import RunFolder, cut_metrics
 
 
@@ -165,13 +164,14 @@ class Tracker:
         else:
             init = {}
         self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
-        if self._main and (url := self._accelerator.get_tracker("wandb", unwrap=True).url):
-            print(f"wandb: {url}", flush=True)
+        if mode == "online":
+            print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
 
     def _show(self, step: int, metrics: dict[str, float], images_per_s: float) -> None:
+        before, after = metrics["score/fake_before"], metrics["score/fake_after"]
         text = (
-            f"D {metrics['loss/discriminator']:.3f}  G {metrics['loss/generator']:.3f}  D(x) {metrics['score/real']:.2f}  "
-            f"D(G(z)) {metrics['score/fake_before']:.2f} → {metrics['score/fake_after']:.2f}  {images_per_s:,.0f} images/s"
+            f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
+            f"D(x) {metrics['score/real']:.2f}  D(G(z)) {before:.2f} → {after:.2f}  {images_per_s:,.0f} images/s"
         )
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, text=text)
@@ -179,13 +179,6 @@ class Tracker:
             seconds = (self._config.last_step - step) * self._config.images_per_step / images_per_s
             left = f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f} left"
             print(f"step {step}/{self._config.last_step}  {text}  {left}", flush=True)
-
-
-def grid(images: Tensor) -> Image.Image:
-    """One picture of many: uint8 (N, C, H, W) laid out in rows of about the square root of N."""
-    columns = max(1, round(len(images) ** 0.5))
-    picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
 
 
 def offline_wandb_runs(folder: Path) -> list[Path]:

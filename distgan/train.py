@@ -57,7 +57,7 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
-    accelerator = distributed.start(config.train, trackers=[config.track.to])
+    accelerator = distributed.start(config.train, tracker=config.track.to)
     ranks = Ranks(accelerator)
     raw_G, raw_D = raw_G.to(accelerator.device), raw_D.to(accelerator.device)
     average = Average(raw_G, half_life=config.ema.half_life, ramp=config.ema.ramp)

@@ -1,0 +1,45 @@
+"""Readers of a run's folder, shared by the tests of whole programs."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+REPOSITORY = Path(__file__).parent.parent
+
+# A run of seconds: DCGAN with batch norm and everything on that has a position in the data or a stream of its own.
+TINY = [
+    "--model.width=4",
+    "--model.latent_dim=8",
+    "--data.flip=true",
+    "--train.batch_size=12",
+    "--train.steps=11",
+    "--ema.half_life=50",
+    "--track.to=none",
+    "--track.log_every=3",
+    "--track.sample_every=4",
+    "--checkpoint.every=6",
+]
+
+
+def metrics(run: Path) -> list[dict]:
+    """metrics.jsonl, but for times."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["throughput/images_per_s"]
+    return records
+
+
+def steps(run: Path) -> list[int]:
+    """The steps of the run's checkpoints."""
+    return sorted(int(folder.name[5:]) for folder in (run / "checkpoints").glob("step_????????"))
+
+
+def tensors(run: Path, step: int) -> dict[str, str]:
+    """Hashes of all tensors on disk: of the checkpoint at a step and of the exported generator; and of the samples."""
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    files = [*folder.glob("*.safetensors"), run / "generator" / "model.safetensors", *run.glob("samples/*.png")]
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
