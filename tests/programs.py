@@ -3,11 +3,14 @@
 `launch` starts one process per rank, real ones over gloo, forked from a server that has imported torch once.
 """
 
+import contextlib
 import functools
+import json
 import multiprocessing
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +18,11 @@ import sklearn.datasets  # noqa: F401  for the server: the digits' import takes 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from distgan import cli, data, losses, models, train
 from distgan.models import Architecture, Generator
@@ -184,3 +192,119 @@ def _with_first_share(feed: type) -> Callable:
 
 def unsettled_buckets() -> None:
     train.distributed.settle_gradient_buckets = lambda passes: None
+
+
+def unfrozen_discriminator() -> None:
+    train.frozen = contextlib.nullcontext
+
+
+# Counters: each wraps the loop's steps and writes what one step did to a file per rank --------------------------------
+
+# Whatever makes the host wait for the device, at the Python level; on a CPU most of these leave no trace in ATen.
+_SYNCHRONISING = {
+    *("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "__array__", "nonzero"),
+    *("__contains__", "is_nonzero", "equal", "allclose", "unique", "masked_select"),
+}
+
+
+class _HostSyncs(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.paused = False
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        if getattr(func, "__name__", "") in _SYNCHRONISING and not self.paused:
+            self.counts[func.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class _AtenCounts(TorchDispatchMode):
+    """Synchronising ATen operations, and the bytes that each kind of collective is given."""
+
+    def __init__(self, syncs: _HostSyncs) -> None:
+        super().__init__()
+        self.syncs = syncs
+        self.wire: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select") and not self.syncs.paused:
+            self.syncs.counts[name] += 1
+        if func.namespace == "c10d":
+            self.wire[name] += sum(t.nbytes for t in tree_leaves(args) if isinstance(t, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+class _CountedHousekeeping(train.Housekeeping):
+    """Counts one step, from the end of the one before: the housekeeping that is due at every step included."""
+
+    path: Path
+
+    def resume(self) -> int:
+        networks = {name: self._networks[name] for name in ("generator", "discriminator")}
+        self._counts: dict = {"forwards": Counter(), "gradients": {name: Counter() for name in networks}}
+        self._syncs = _HostSyncs()
+        # Adam on the CPU reads its own step counts; it is not ours.
+        register_optimizer_step_pre_hook(lambda *_: setattr(self._syncs, "paused", True))
+        register_optimizer_step_post_hook(lambda *_: setattr(self._syncs, "paused", False))
+        for name, network in networks.items():
+            network.register_forward_hook(lambda *_, name=name: self._counts["forwards"].update([name]))
+            for parameter_name, parameter in network.named_parameters():
+                parameter.register_post_accumulate_grad_hook(
+                    lambda _, name=name, p=parameter_name: self._counts["gradients"][name].update([p])
+                )
+        return super().resume()
+
+    def keep(self, step: int) -> None:
+        if step == 2:  # steady by now: count one whole step, from here to the next end of a step
+            super().keep(step)
+            self._counts["forwards"].clear()
+            for counts in self._counts["gradients"].values():
+                counts.clear()
+            self._modes = contextlib.ExitStack()
+            self._modes.enter_context(self._syncs)
+            self._aten = self._modes.enter_context(_AtenCounts(self._syncs))
+            self._flops = self._modes.enter_context(FlopCounterMode(display=False))
+        elif step == 3:
+            left = [p for p in self._networks["discriminator"].parameters() if p.grad is not None]
+            super().keep(step)
+            self._modes.close()
+            self._counts |= {
+                "flops": self._flops.get_total_flops(),
+                "host syncs": self._syncs.counts,
+                "wire": self._aten.wire,
+                "discriminator gradients left": len(left),
+            }
+            _write_counts(self.path, self._counts)
+        else:
+            super().keep(step)
+
+
+def count_step(path: Path) -> None:
+    _CountedHousekeeping.path = path
+    train.Housekeeping = _CountedHousekeeping
+
+
+def chatty_meter() -> None:
+    train.Meter = _ChattyMeter
+
+
+class _ChattyMeter(train.Meter):
+    def add(self, name: str, value: Tensor) -> None:
+        assert value.item() < 1e9
+        super().add(name, value)
+
+
+class _StrictHousekeeping(train.Housekeeping):
+    def keep(self, step: int) -> None:
+        super().keep(step)
+        torch.cuda.set_sync_debug_mode("error" if 1 < step < self._until - 1 else "default")
+
+
+def forbid_cuda_synchronisation() -> None:
+    train.Housekeeping = _StrictHousekeeping
+
+
+def _write_counts(path: Path, counts: dict) -> None:
+    Path(f"{path}.{os.environ.get('RANK', '0')}").write_text(json.dumps(counts))

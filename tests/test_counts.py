@@ -1,0 +1,74 @@
+"""A minimal step, counted: host synchronisations, forwards, gradients, FLOPs, bytes on the wire."""
+
+import functools
+import json
+
+import pytest
+import torch
+from conftest import TINY
+from programs import chatty_meter, count_step, launch, unfrozen_discriminator
+
+from distgan import models
+from distgan.config import ModelConfig
+
+STEPS = 4
+QUIET = [*TINY, "--track.log_every=100", "--track.sample_every=100", "--checkpoint.every=100", f"--train.steps={STEPS}"]
+
+
+def counted(tmp_path, *faults, world=1, d_steps=1):
+    counts = tmp_path / "counts.json"  # each rank adds its number
+    argv = [*QUIET, f"--run.dir={tmp_path / 'run'}", f"--train.d_steps={d_steps}"]
+    assert launch(argv, world=world, setups=[functools.partial(count_step, counts), *faults]) == [0] * world
+    return [json.loads((tmp_path / f"counts.json.{rank}").read_text()) for rank in range(world)]
+
+
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_a_step_does_nothing_twice(tmp_path, d_steps):
+    (step,) = counted(tmp_path, d_steps=d_steps)
+    assert step["host syncs"] == {}
+    assert step["forwards"] == {"generator": d_steps, "discriminator": 2 * d_steps + 1}
+    # One gradient per parameter and update: D's from its own steps alone.
+    assert set(step["gradients"]["generator"].values()) == {1}
+    assert set(step["gradients"]["discriminator"].values()) == {d_steps}
+    assert step["discriminator gradients left"] == 0
+    G, G1, D, D1 = flops_by_hand(width=4, latent_dim=8, batch=12)
+    # The design's formula, 8 D + 3 G - 2 D1 - G1, with the further D steps: each 6 D - 2 D1, and a G forward.
+    assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + (d_steps - 1) * (6 * D - 2 * D1 + G)
+
+
+def test_what_a_wasteful_step_does_would_be_seen(tmp_path):
+    (step,) = counted(tmp_path, unfrozen_discriminator, chatty_meter)
+    G, G1, D, D1 = flops_by_hand(width=4, latent_dim=8, batch=12)
+    assert step["flops"] > 8 * D + 3 * G - 2 * D1 - G1
+    assert set(step["gradients"]["discriminator"].values()) == {2}
+    assert step["discriminator gradients left"] > 0
+    assert step["host syncs"]["item"] == 5  # one for each of the meter's values
+
+
+def test_each_gradient_crosses_the_wire_once(tmp_path):
+    G, D = models.build(ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1), seed=0)
+    gradients = 4 * sum(p.numel() for network in (G, D) for p in network.parameters())
+    stop_flag = 4  # on a CPU group of its own, read a step later
+    for step in counted(tmp_path, world=2):
+        assert step["host syncs"] == {}
+        assert step["wire"] == {"allreduce_": gradients + stop_flag}
+
+
+def flops_by_hand(*, width, latent_dim, batch):
+    """FLOPs (two per multiplication and addition) of one forward of G, its first layer, of D, its first layer."""
+
+    def conv(inputs, outputs, pixels):  # 4x4 kernels; `pixels`: of the smaller of input and output map
+        return 2 * 16 * inputs * outputs * pixels * batch
+
+    w = width
+    G = [conv(latent_dim, 4 * w, 1), conv(4 * w, 2 * w, 16), conv(2 * w, w, 64), conv(w, 1, 256)]
+    D = [conv(1, w, 256), conv(w, 2 * w, 64), conv(2 * w, 4 * w, 16), conv(4 * w, 1, 1)]
+    return sum(G), G[0], sum(D), D[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_no_synchronisation_on_cuda(tmp_path):
+    from programs import forbid_cuda_synchronisation
+
+    assert launch([*QUIET, f"--run.dir={tmp_path}"], setups=[forbid_cuda_synchronisation]) == [0]
