@@ -160,9 +160,15 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
 def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape: Shape, *, step: int) -> None:
     """Writes an exported generator; each file is replaced in one piece, so that a reader never finds half of one."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"library_name": "distgan", "format": FORMAT, "model": asdict(model), "images": asdict(shape)}
+    config = {
+        "library_name": "distgan",
+        "format": FORMAT,
+        "model": asdict(model),
+        "images": asdict(shape),
+        "step": step,
+    }
     contents = {
-        "model.safetensors": _to_bytes(generator.state_dict(), {"format": "pt", "step": str(step)}),
+        "model.safetensors": _to_bytes(generator.state_dict()),
         "config.json": _json(config),
     }
     for name, content in contents.items():
@@ -215,8 +221,9 @@ def _slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Te
     }
 
 
-def _to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, metadata)
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The same bytes for the same tensors: no metadata, whose order safetensors leaves to chance."""
+    return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

@@ -162,6 +162,11 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def say(self, text: str) -> None:
+        """Prints for the user, once."""
+        if self.rank == 0:
+            print(text, flush=True)
+
     def leave(self) -> None:
         """Collective: ends the process group."""
         self.accelerator.state.destroy_process_group()

@@ -123,13 +123,6 @@ class Tracker:
         if self._main:
             os.fsync(self._metrics.fileno())
 
-    def say(self, text: str) -> None:
-        """Prints for the user, once, above the live bar where there is one."""
-        if self._main and self._progress is not None:
-            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif self._main:
-            print(text, flush=True)
-
     def close(self) -> None:
         """Finishes the bar, wandb (which flushes what it holds) and the metrics file."""
         if self._progress is not None:

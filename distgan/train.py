@@ -90,6 +90,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
         optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
     )
     step = house.resume()
+    if house.done(step):  # before this invocation began
+        return house.end()
 
     # ------------------------------------------------------------------------------------------------------------------
     # The loop.
@@ -182,7 +184,7 @@ class Housekeeping:
             self._ranks.accelerator, self._folder, self._config, step=self._step, wandb_id=self._wandb_id
         )
         per_rank = self._config.train.batch_size // self._ranks.world
-        self._tracker.say(
+        self._ranks.say(
             f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
             f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
             f"{self._config.train.precision}"
@@ -194,10 +196,14 @@ class Housekeeping:
         self._signals.__exit__(kind, error, trace)
         self._tracker.close()
         if error is None:
-            self._tracker.say(_where_things_lie(self._folder, self._step, self._config))
-            self._ranks.leave()
+            self.end()
+
+    def end(self) -> None:
+        """Tells where things lie, and leaves the folder and the process group."""
+        self._ranks.say(_where_things_lie(self._folder, self._step, self._config))
         if self._claim is not None:
             self._claim.release()
+        self._ranks.leave()
 
     def done(self, step: int) -> bool:
         """Whether this invocation ends here."""
@@ -215,7 +221,7 @@ class Housekeeping:
             self._tracker.samples(step, self._average.sample(_GRID, seed=self._config.run.seed))
         self._stopped = self._signals.agreed()
         if self._stopped:
-            self._tracker.say(f"stop signal: saving step {step}")
+            self._ranks.say(f"stop signal: saving step {step}")
         if step % self._config.checkpoint.every == 0 or self.done(step):
             self._save(step)
 

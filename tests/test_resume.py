@@ -2,7 +2,11 @@
 
 import pytest
 from conftest import TINY, metrics, steps, tensors
+from PIL import Image
 from programs import launch, unsettled_buckets
+
+from distgan import load_generator
+from distgan.pictures import grid
 
 
 def stopped_and_resumed(tmp_path, world, *overrides, setups=()):
@@ -38,6 +42,8 @@ def test_a_finished_run_is_left_alone_and_extended_on_request(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert launch([*TINY, f"--run.dir={parts}", "--train.steps=7"]) == [0]
     before = tensors(parts, 7)
+    with Image.open(parts / "samples" / "step_00000007.png") as last:  # what `distgan sample` draws with the run's seed
+        assert list(last.getdata()) == list(grid(load_generator(parts).sample(64, seed=0)).getdata())
     assert launch([*TINY, f"--run.dir={parts}", "--train.steps=7"]) == [0]
     assert tensors(parts, 7) == before
     extended = [*TINY, f"--run.dir={parts}", "--train.steps=7", "--run.extend=4"]
