@@ -227,7 +227,7 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> 
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
     parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
     parser.add_class_arguments(Config)
-    namespace = parser.instantiate_classes(parser.parse_args(argv))
+    namespace = parser.instantiate(parser.parse_args(argv))
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     return config, namespace["check"]
 

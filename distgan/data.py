@@ -7,7 +7,6 @@ the way, images that are not `image_size` are resized once, bicubic with antiali
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,13 @@ class Images:
     """A training set: uint8 (N, C, H, W) on the CPU."""
 
     pixels: Tensor
+    fingerprint: str
+    """A hash of the images as the source has them, so that a run never resumes on others. Not of what they were
+    resized to, whose rounding may differ between processors."""
 
     @property
     def channels(self) -> int:
         return self.pixels.shape[1]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of what the networks will be fed, so that a run never resumes on other images."""
-        digest = hashlib.sha256(repr(tuple(self.pixels.shape)).encode())
-        digest.update(self.pixels.numpy().data)
-        return digest.hexdigest()
 
 
 def load(data: DataConfig) -> Images:
@@ -43,7 +38,9 @@ def load(data: DataConfig) -> Images:
         ValueError: the path is missing, empty or of another layout, or the hub cannot be reached.
     """
     pixels = {"digits": _digits, "cifar10": _cifar10}[data.source](data)
-    return Images(_resize(pixels, data.image_size))
+    digest = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+    digest.update(np.ascontiguousarray(pixels.numpy()).data)
+    return Images(_resize(pixels, data.image_size), digest.hexdigest())
 
 
 class Batches:

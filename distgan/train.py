@@ -91,7 +91,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     )
     step = house.resume()
     if house.done(step):  # before this invocation began
-        return house.end()
+        house.end()
+        return
 
     # ------------------------------------------------------------------------------------------------------------------
     # The loop.

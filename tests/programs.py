@@ -213,7 +213,7 @@ class _HostSyncs(TorchFunctionMode):
         self.counts: Counter[str] = Counter()
         self.paused = False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__name__", "") in _SYNCHRONISING and not self.paused:
             self.counts[func.__name__] += 1
         return func(*args, **(kwargs or {}))
@@ -227,7 +227,7 @@ class _AtenCounts(TorchDispatchMode):
         self.syncs = syncs
         self.wire: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select") and not self.syncs.paused:
             self.syncs.counts[name] += 1

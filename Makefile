@@ -1,0 +1,37 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install quickstart test check format clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.venv/.run: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: .venv/.run  ## make .venv with distgan in it
+
+quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, under 4 minutes
+	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
+
+test: .venv/.dev  ## the tests
+	$(BIN)/pytest
+
+check: .venv/.dev  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.dev  ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove .venv
+	rm -rf .venv

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from distgan import seeding
+
+
+def test_each_epoch_is_a_permutation_and_batches_straddle():
+    total, batch = 10, 4
+    drawn = np.concatenate([seeding.order(3, i * batch, batch, total=total) for i in range(10)])
+    for epoch in range(4):
+        assert sorted(drawn[epoch * total : (epoch + 1) * total]) == list(range(total))
+    assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
+    assert np.array_equal(seeding.order(3, 8, 25, total=total), drawn[8:33])  # any cut gives the same sequence
+    assert not np.array_equal(seeding.order(4, 0, 40, total=total), drawn)
+
+
+def test_shares_of_latents_make_up_the_batch():
+    def latents(share, step=5, seed=1):
+        return seeding.latents(seed, "latents", step, batch=12, dim=3, share=share)
+
+    whole = latents(slice(0, 12))
+    for ranks in (2, 3, 4):
+        size = 12 // ranks
+        parts = [latents(slice(r * size, (r + 1) * size)) for r in range(ranks)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(latents(slice(0, 12), step=6), whole)
+    assert not torch.equal(latents(slice(0, 12), seed=2), whole)
+
+
+def test_streams_and_indices_are_independent_standard_normals():
+    by_index = seeding.latents_by_index(0, "sample", 0, 2000, dim=50)
+    assert torch.equal(seeding.latents_by_index(0, "sample", 700, 3, dim=50), by_index[700:703])
+    by_step = torch.cat([seeding.latents(0, "latents", s, batch=100, dim=50, share=slice(0, 100)) for s in range(20)])
+    for z in (by_index, by_step):
+        assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+        assert len(torch.unique(z, dim=0)) == 2000
+    for one, other in ((by_index, by_step), (by_index[:-1], by_index[1:])):
+        assert np.corrcoef(one.flatten(), other.flatten())[0, 1] == pytest.approx(0, abs=5 / one.numel() ** 0.5)
+
+
+def test_half_of_the_images_are_mirrored():
+    flips = np.concatenate([seeding.flips(0, step, batch=100) for step in range(100)])
+    assert flips.mean() == pytest.approx(0.5, abs=5 * 0.5 / 100)
+    assert not np.array_equal(flips[:100], flips[100:200])
+
+
+def test_the_draws_stay_what_they_are():
+    """Pinned: a change here would change every run, and what every seed samples."""
+    assert seeding.generator(0, "latents", 1).bit_generator.random_raw(2).tolist() == PINNED
+    assert seeding.latents_by_index(7, "sample", 3, 1, dim=2).tolist() == [pytest.approx(PINNED_LATENTS, rel=1e-6)]
+    assert seeding.order(0, 0, 5, total=100).tolist() == PINNED_ORDER
+
+
+PINNED = [6285295643470162360, 2156955785064529167]
+PINNED_LATENTS = [-1.7107418775558472, 0.8814454674720764]
+PINNED_ORDER = [88, 1, 8, 51, 65]
