@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -169,9 +170,8 @@ class Tracker:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, text=text)
         else:
-            seconds = (self._config.last_step - step) * self._config.images_per_step / images_per_s
-            left = f"{seconds // 3600:.0f}:{seconds // 60 % 60:02.0f}:{seconds % 60:02.0f} left"
-            print(f"step {step}/{self._config.last_step}  {text}  {left}", flush=True)
+            left = timedelta(seconds=int((self._config.last_step - step) * self._config.images_per_step / images_per_s))
+            print(f"step {step}/{self._config.last_step}  {text}  {left} left", flush=True)
 
 
 def offline_wandb_runs(folder: Path) -> list[Path]:

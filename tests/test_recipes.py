@@ -1,0 +1,26 @@
+"""Every recipe is one: it parses, and its header gives the command that runs it."""
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from distgan import config, losses, models
+
+RECIPES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_parses_and_gives_its_command(recipe):
+    parsed = config.load(recipe)
+    losses.build(parsed.loss.name)
+    models.build_generator(parsed.model, models.Shape(image_size=parsed.data.image_size, channels=3))
+    header = "".join(line for line in recipe.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert f"-m distgan.train --config configs/{recipe.name}" in header
+    assert "Receipt:" in header
+    assert parsed.run.dir == f"runs/{recipe.stem}"
+
+
+@pytest.mark.parametrize("launch", sorted((REPOSITORY / "launch").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_files_are_topology_only(launch):
+    keys = yaml.safe_load(launch.read_text()).keys()
+    assert not keys & {"mixed_precision", "gradient_accumulation_steps", "dynamo_config", "fsdp_config"}
