@@ -141,6 +141,11 @@ def newest(root: Path, *, set_aside: bool) -> Path | None:
     return None
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is a checkpoint whose every file is what its manifest says."""
+    return _problem(folder) is None
+
+
 def remove_leftovers(root: Path) -> None:
     """Removes what a save left that was interrupted. Only for the process that owns the run."""
     for partial in root.glob("step_*.tmp"):
@@ -178,15 +183,17 @@ def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
-    """Loads an exported generator, in eval mode on the CPU, from its folder or from the folder of its run.
+    """Loads an exported generator, in eval mode on the CPU: from its folder, its run's, or the Hugging Face hub by id.
 
     `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed, and only
-    safetensors and JSON are read.
+    safetensors and JSON are read, or fetched, whatever else a repository holds.
 
     Raises:
         ValueError: there is no generator, it is damaged, or what is offered is a pickle.
     """
     folder = Path(path)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        folder = _from_hub(str(path))
     if folder.is_file():
         raise ValueError(
             f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
@@ -210,6 +217,23 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
         raise ValueError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
     _load_into(generator, _read_tensors(folder / "model.safetensors"), f"the generator in {folder}")
     return generator.eval().requires_grad_(False)
+
+
+def _from_hub(repository: str) -> Path:
+    """Fetches an exported generator's two files, and no others."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json"]))
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
+        raise ValueError(
+            f"{repository} is neither a folder here nor a model on the Hugging Face hub that you may read: check the "
+            "name, or run `hf auth login`."
+        ) from error
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise ValueError(
+            f"{repository} is no folder here, is not in the cache, and the Hugging Face hub cannot be reached."
+        ) from error
 
 
 def _slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,8 @@ from distgan import __version__
 VERBS = {
     "train": "train a GAN, or resume a run",
     "sample": "draw images from a trained generator",
+    "data": "show what distgan sees of a data set, and prepare it",
+    "export": "write a generator's folder with a model card, to share",
 }
 
 
@@ -32,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'distgan: error: "{verb}" is not a verb: {", ".join(VERBS)}.', file=sys.stderr)
         return 2
     try:
-        importlib.import_module(f"distgan.{verb}").main(rest)
+        # `python -m distgan.data` runs the package's __main__
+        importlib.import_module("distgan.data.__main__" if verb == "data" else f"distgan.{verb}").main(rest)
     except KeyboardInterrupt:
         return 130
     except ValueError as error:

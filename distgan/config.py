@@ -61,12 +61,28 @@ class RunConfig:
 class DataConfig:
     """The training images."""
 
-    source: Literal["digits", "cifar10"] = "digits"
-    """`digits`: scikit-learn's 1,797 handwritten digits, greyscale, shipped with it. `cifar10`: 50,000 in colour."""
+    source: Literal["digits", "cifar10", "fashion_mnist", "hub", "folder"] = "digits"
+    """`digits`: scikit-learn's 1,797 handwritten digits, shipped with it. `cifar10`, `fashion_mnist`: from the hub.
+    `hub`: any image data set on the Hugging Face hub. `folder`: a folder of pictures, sub-folders being classes."""
+    id: str | None = None
+    """Of the data set on the hub, for `hub`: owner/name."""
     path: str | None = None
-    """A local folder to read the source from instead of the hub; for cifar10, one with the hub's parquet files."""
-    image_size: Literal[32, 64] = 32
-    """Height and width in pixels; images of another size are resized."""
+    """A local folder to read from instead of the hub: a copy of the data set's parquet files; for fashion_mnist also
+    one of IDX .gz files. For `folder`, the pictures."""
+    split: str = "train"
+    """Which part of a data set is trained on."""
+    image_column: str | None = None
+    """Column of the pictures in a data set; found where there is none named."""
+    label_column: str | None = None
+    """Column of the class labels in a data set; found, where there is one, if none is named."""
+    image_size: Literal[32, 64, 128, 256] = 32
+    """Height and width in pixels; pictures are centre-cropped to a square and resized."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour; the source's own where left open, and colour for `hub` and `folder`."""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be decoded, and say how many, instead of refusing them."""
+    cache: str | None = None
+    """Folder of the prepared images; distgan's part of the user's cache folder where left open."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     placement: Literal["auto", "device", "host"] = "auto"
@@ -138,6 +154,8 @@ class TrainConfig:
     """Discriminator updates before each generator update, each on fresh images."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks; weights and losses stay in fp32. bf16 is the mixed precision we advise."""
+    init_from: str | None = None
+    """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
     """On CUDA: only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 
@@ -209,7 +227,7 @@ class Config:
 
 
 # Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
-_HOUSEKEEPING = re.compile(r"run\.(dir|extend|stop_at)|data\.(path|placement)|checkpoint\..*|track\..*")
+_HOUSEKEEPING = re.compile(r"run\.(dir|extend|stop_at)|data\.(path|cache|placement)|checkpoint\..*|track\..*")
 
 
 def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> tuple[Config, bool]:

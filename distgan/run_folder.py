@@ -42,7 +42,8 @@ class RunFolder:
         if differences:
             raise ValueError(
                 f"{self.path} is a run with another recipe ({'; '.join(differences)}): to continue it give its own "
-                "values, for more steps of it --run.extend=N; for a new run choose another --run.dir."
+                f"values; for more steps of it --run.extend=N; for a new run another --run.dir, and to start that from "
+                f"these weights --train.init_from={self.path}."
             )
 
     def claim(self, config: Config) -> "Claim":

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
@@ -45,13 +46,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Whatever can be wrong, before any GPU or process group is touched.
 
-    distributed.check(config.train)
-    loss = losses.build(config.loss.name)
-    folder = RunFolder(config.run.dir)
-    folder.check(config)
-    images = data.load(config.data)
-    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
-    raw_G, raw_D = models.build(config.model, shape, seed=config.run.seed)
+    loss, folder, images, shape, raw_G, raw_D, average = _prepare(config)
+    networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     claim = folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
 
     # ------------------------------------------------------------------------------------------------------------------
@@ -59,8 +55,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
 
     accelerator = distributed.start(config.train, tracker=config.track.to)
     ranks = Ranks(accelerator)
-    raw_G, raw_D = raw_G.to(accelerator.device), raw_D.to(accelerator.device)
-    average = Average(raw_G, half_life=config.ema.half_life, ramp=config.ema.ramp)
+    for network in networks.values():
+        network.to(accelerator.device)
     adam_G, adam_D = _adam(raw_G, config), _adam(raw_D, config)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
 
@@ -86,7 +82,7 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
         average=average.generator,
         shape=shape,
         fingerprint=images.fingerprint,
-        networks={"generator": raw_G, "discriminator": raw_D, "average": average.generator},
+        networks=networks,
         optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
     )
     step = house.resume()
@@ -247,13 +243,7 @@ class Housekeeping:
 
 def check(config: Config) -> None:
     """Prints what would run, and stops: nothing is written, no GPU or process group touched."""
-    distributed.check(config.train)
-    losses.build(config.loss.name)
-    folder = RunFolder(config.run.dir)
-    folder.check(config)
-    images = data.load(config.data)
-    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
-    networks = models.build(config.model, shape, seed=config.run.seed)
+    _, folder, images, shape, *networks, _ = _prepare(config)
     rank, world = distributed.launched_ranks()
     if rank != 0:
         return
@@ -267,6 +257,48 @@ def check(config: Config) -> None:
     print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
     print(f"checkpoint           about {size / 1e6:.1f} MB")
     print(f"run folder           {folder.path} ({'resumes' if folder.config.exists() else 'new'})")
+
+
+class _Prepared(NamedTuple):
+    """What is ready before any GPU or process group is touched."""
+
+    loss: losses.Loss
+    folder: RunFolder
+    images: data.Images
+    shape: models.Shape
+    generator: Generator
+    discriminator: nn.Module
+    average: Average
+
+
+def _prepare(config: Config) -> _Prepared:
+    """Finds whatever can be wrong; writes nothing but the prepared images in the cache."""
+    distributed.check(config.train)
+    loss = losses.build(config.loss.name)
+    folder = RunFolder(config.run.dir)
+    folder.check(config)
+    images = data.load(config.data, batch_size=config.train.batch_size)
+    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
+    generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
+    average = Average(generator, half_life=config.ema.half_life, ramp=config.ema.ramp)
+    if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
+        networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}
+        checkpoint.load(_newest_of(config.train.init_from), networks=networks, optimizers={})
+    return _Prepared(loss, folder, images, shape, generator, discriminator, average)
+
+
+def _newest_of(path: str) -> Path:
+    """The newest checkpoint of a run's folder, or the one that the path itself is."""
+    if Path(path).is_file():
+        raise ValueError(
+            f"train.init_from is {path}, a file: give the folder of a run or of a checkpoint; pickles are never loaded."
+        )
+    found = checkpoint.newest(Path(path) / "checkpoints", set_aside=False)
+    if found is None and checkpoint.is_whole(Path(path)):
+        found = Path(path)
+    if found is None:
+        raise ValueError(f"train.init_from is {path}, but there is no whole checkpoint in it.")
+    return found
 
 
 def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="distgan-tests-")  # the prepared images
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 REPOSITORY = Path(__file__).parent.parent

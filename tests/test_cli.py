@@ -35,8 +35,8 @@ def complaint(capfd, *argv):
         (["--steps=10"], ["steps", "train.steps"]),
         (["--optim.lr=fast"], ["optim.lr", "fast", "a number"]),
         (["--train.steps=1.5"], ["train.steps", "1.5", "a whole number"]),
-        (["--data.image_size=48"], ["data.image_size", "48", "32, 64"]),
-        (["--data.source=cifar100"], ["data.source", "cifar100", "digits, cifar10"]),
+        (["--data.image_size=48"], ["data.image_size", "48", "32, 64, 128, 256"]),
+        (["--data.source=cifar100"], ["data.source", "cifar100", "digits, cifar10, fashion_mnist, hub, folder"]),
         (["--model.architecture=dcgam"], ["model.architecture", "dcgam", "dcgan"]),
         (["--loss.name=hing"], ["loss.name", "hing", "non_saturating"]),
         (["--train.steps=0"], ["train.steps", "0", "at least 1"]),
@@ -48,6 +48,11 @@ def complaint(capfd, *argv):
         (["--optim.betas=[0.5,1]"], ["optim.betas", "below 1"]),
         (["--train.precision=fp16"], ["train.precision", "fp16", "GPU"]),
         (["--data.path=/tmp"], ["data.path", "digits"]),
+        (["--data.source=hub"], ["data.id", "owner/name"]),
+        (["--data.source=folder"], ["data.path", "pictures"]),
+        (["--train.batch_size=2000"], ["1797 images", "2000"]),
+        (["--train.init_from=/no/such/run"], ["train.init_from", "/no/such/run", "no whole checkpoint"]),
+        (["--train.init_from=README.md"], ["train.init_from", "README.md", "pickles"]),
         (["--data.source=cifar10", "--data.path=/no/such/place"], ["data.path", "/no/such/place", "no such folder"]),
         (["--config=/no/such/recipe.yaml"], ["/no/such/recipe.yaml", "does not exist"]),
         (["--config=README.md"], ["YAML"]),
@@ -154,7 +159,7 @@ def other_images():
     from distgan import data
 
     load = data.load
-    data.load = lambda config: dataclasses.replace(load(config), fingerprint="of others")
+    data.load = lambda config, **options: dataclasses.replace(load(config, **options), fingerprint="of others")
 
 
 def test_a_diverged_run_stops_on_all_ranks_and_is_never_saved(tmp_path):

@@ -1,6 +1,9 @@
 """Sources and batches, on real files read by the real library."""
 
+import gzip
 import io
+import shutil
+import struct
 
 import datasets
 import numpy as np
@@ -11,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from distgan import data
 from distgan.config import DataConfig
+from distgan.data import store
 
 
 def cifar_folder(folder, pictures, *, column="img", parts=2):
@@ -31,6 +35,10 @@ def cifar_folder(folder, pictures, *, column="img", parts=2):
     return folder
 
 
+def in_file_order(pictures):
+    return np.concatenate([pictures[0::2], pictures[1::2]]).transpose(0, 3, 1, 2)
+
+
 @pytest.fixture(scope="module")
 def pictures():
     return np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), dtype=np.uint8)
@@ -39,7 +47,7 @@ def pictures():
 def test_cifar10_from_a_local_folder_is_what_the_files_hold(tmp_path, pictures):
     folder = cifar_folder(tmp_path / "cifar10", pictures)
     images = data.load(DataConfig(source="cifar10", path=str(folder)))
-    expected = np.concatenate([pictures[0::2], pictures[1::2]]).transpose(0, 3, 1, 2)
+    expected = in_file_order(pictures)
     assert images.pixels.dtype == torch.uint8
     assert np.array_equal(images.pixels.numpy(), expected)
     larger = data.load(DataConfig(source="cifar10", path=str(folder), image_size=64))
@@ -74,15 +82,22 @@ def test_digits_are_scikit_learns():
 def test_a_folder_that_is_no_cifar10_is_refused(tmp_path, pictures, damage, words):
     folder = cifar_folder(tmp_path / "cifar10", pictures)
     damage(folder)
-    with pytest.raises(ValueError, match=r"data\.path") as error:
+    with pytest.raises(ValueError, match=r"data\.path|not a readable parquet file") as error:
         data.load(DataConfig(source="cifar10", path=str(folder)))
     assert all(word in str(error.value) for word in words)
 
 
-def test_other_columns_and_empty_splits_are_refused(tmp_path, pictures):
-    wrong = cifar_folder(tmp_path / "wrong", pictures, column="image")
-    with pytest.raises(ValueError, match="no column img; its columns are image, label"):
-        data.load(DataConfig(source="cifar10", path=str(wrong)))
+def test_columns_are_found_or_named_and_empty_splits_refused(tmp_path, pictures):
+    other = cifar_folder(tmp_path / "other", pictures, column="picture")
+    found = data.load(DataConfig(source="hub", id="owner/name", path=str(other)))
+    assert np.array_equal(found.pixels.numpy(), in_file_order(pictures))
+    assert found.labels.tolist() == [0] * len(pictures)
+    assert found.classes == tuple("0123456789")
+    for column, words in {"pictur": 'did you mean "picture"', "label": "holds no images"}.items():
+        with pytest.raises(ValueError, match=words):
+            data.load(DataConfig(source="cifar10", path=str(other), image_column=column))
+    with pytest.raises(ValueError, match=r"data\.label_column.*holds no class labels"):
+        data.load(DataConfig(source="cifar10", path=str(other), label_column="picture"))
     empty = cifar_folder(tmp_path / "empty", pictures[:0], parts=1)
     with pytest.raises(ValueError, match="empty"):
         data.load(DataConfig(source="cifar10", path=str(empty)))
@@ -95,8 +110,9 @@ def test_without_network_and_cache_the_local_way_is_named(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("placement", ["auto", "device", "host"])
-def test_shares_of_batches_make_up_the_global_batch(pictures, placement):
-    images = data.Images(torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), "")
+def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placement):
+    folder = cifar_folder(tmp_path / "cifar10", pictures)
+    images = data.load(DataConfig(source="cifar10", path=str(folder)))
     config = DataConfig(flip=True, placement=placement)
 
     def batch(share, step=0, k=0):
@@ -121,3 +137,162 @@ def test_shares_of_batches_make_up_the_global_batch(pictures, placement):
 
 def cut(file, to=-100):
     file.write_bytes(file.read_bytes()[:to])
+
+
+# Folders, IDX files, and damage ---------------------------------------------------------------------------------------
+
+
+def encoded(picture, kind, **options):
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def idx_folder(folder, pictures, labels, name="train"):
+    folder.mkdir(parents=True, exist_ok=True)
+    images = b"\0\0\x08\x03" + struct.pack(">3I", *pictures.shape) + pictures.tobytes()
+    targets = b"\0\0\x08\x01" + struct.pack(">I", len(labels)) + bytes(labels)
+    (folder / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
+    (folder / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(targets))
+    return folder
+
+
+def test_idx_files_are_read_as_they_are(tmp_path, pictures):
+    grey = pictures[..., 0]
+    folder = idx_folder(tmp_path / "train", grey, range(10), "t10k")
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz does not exist"):
+        data.load(DataConfig(source="fashion_mnist", path=str(folder)))
+    with pytest.raises(ValueError, match=r"11 images, but .* has 10 labels"):
+        data.load(DataConfig(source="fashion_mnist", path=str(folder), split="test"))
+    idx_folder(folder, grey[:10], range(10), "t10k")
+    images = data.load(DataConfig(source="fashion_mnist", path=str(folder), split="test"))
+    assert np.array_equal(images.pixels.numpy(), grey[:10, None])
+    assert images.labels.tolist() == list(range(10))
+    assert images.classes[9] == "Ankle boot"
+
+
+def test_a_folder_of_pictures_of_every_size_and_mode(tmp_path):
+    """One red half-plane in every mode: upright, cropped to the middle, opaque, eight bits."""
+    wide = np.zeros((40, 100, 3), dtype=np.uint8)
+    wide[:20] = (255, 0, 0)  # red above, black below
+    image, folder = Image.fromarray(wide), tmp_path / "pictures"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+    image.save(folder / "a" / "rgb.png")
+    image.convert("P").save(folder / "a" / "palette.gif")
+    image.convert("CMYK").save(folder / "a" / "cmyk.jpg", quality=95)
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.where(wide[..., 0] > 0, 255, 0).astype(np.uint8)))
+    clear.save(folder / "b" / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.rotate(180).save(folder / "b" / "rotated.jpg", exif=exif, quality=95)
+    deep = np.where(wide[..., 0] > 0, 65535, 0).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "b" / "sixteen.png")
+    images = data.load(DataConfig(source="folder", path=str(folder), image_size=32))
+    assert images.classes == ("a", "b")
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    names = ["cmyk", "palette", "rgb", "alpha", "rotated", "sixteen"]
+    for name, pixels in zip(names, images.pixels.float(), strict=True):
+        above, below = pixels[:, 2:14].mean((1, 2)), pixels[:, 18:30].mean((1, 2))
+        expected = {"sixteen": (255, 255, 255)}.get(name, (255, 0, 0)), {"alpha": (255, 255, 255)}.get(name, (0, 0, 0))
+        assert above.tolist() == pytest.approx(expected[0], abs=6), name
+        assert below.tolist() == pytest.approx(expected[1], abs=6), name
+    grey = data.load(DataConfig(source="folder", path=str(folder), image_size=64, channels=1))
+    assert grey.pixels.shape == (6, 1, 64, 64)
+    assert grey.pixels[2, 0, :28].float().mean() == pytest.approx(76, abs=1)  # luma of red
+
+
+def test_a_bad_picture_is_named_or_skipped_and_counted(tmp_path, pictures):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(encoded(pictures[i], "PNG"))
+    cut(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png cannot be decoded.*data\.skip_bad"):
+        data.load(DataConfig(source="folder", path=str(tmp_path)))
+    images = data.load(DataConfig(source="folder", path=str(tmp_path), skip_bad=True))
+    assert images.skipped == 1
+    assert np.array_equal(images.pixels.numpy(), pictures[[0, 2]].transpose(0, 3, 1, 2))
+    with pytest.raises(ValueError, match="there are 2 images, fewer than one batch"):
+        data.load(DataConfig(source="folder", path=str(tmp_path), skip_bad=True), batch_size=3)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(ValueError, match=r"bomb\.png would decode to more pixels"):
+        data.load(DataConfig(source="folder", path=str(tmp_path)))
+
+
+def test_the_store_is_prepared_once_and_a_half_written_one_never_used(tmp_path, pictures, monkeypatch):
+    folder = cifar_folder(tmp_path / "cifar10", pictures)
+    config = DataConfig(source="cifar10", path=str(folder), cache=str(tmp_path / "cache"))
+    first = data.load(config)
+    copy = DataConfig(source="cifar10", path=str(shutil.copytree(folder, tmp_path / "copy")), cache=config.cache)
+    prepared = []
+    monkeypatch.setattr(store, "_prepare", lambda *args, work=store._prepare: (prepared.append(args), work(*args)))
+    assert data.load(config).folder == data.load(copy).folder == first.folder  # by content, wherever it lies
+    assert not prepared
+    for name in ("images.bin", "labels.bin", "store.json"):
+        cut(first.folder / name, -1)
+        again = data.load(config)
+        assert np.array_equal(again.pixels.numpy(), in_file_order(pictures))
+    assert len(prepared) == 3
+    assert [file.name for file in first.folder.parent.iterdir() if ".tmp" in file.name] == []
+
+
+def test_a_cache_that_cannot_be_written_or_is_too_small(tmp_path, pictures, monkeypatch):
+    folder = cifar_folder(tmp_path / "cifar10", pictures)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written.*--data\.cache=DIR"):
+        data.load(DataConfig(source="cifar10", path=str(folder), cache=str(tmp_path / "file" / "cache")))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ValueError, match=r"need 0\.0 MB .* where 0\.0 MB are free"):
+        data.load(DataConfig(source="cifar10", path=str(folder), cache=str(tmp_path / "small")))
+
+
+def damaged(content, rng):
+    """Bits flipped, a piece cut out, the end missing, or rubbish put in."""
+    content = bytearray(content)
+    at, length = int(rng.integers(len(content))), int(rng.integers(1, 40))
+    match int(rng.integers(4)):
+        case 0:
+            content[at] ^= 1 << int(rng.integers(8))
+        case 1:
+            del content[at : at + length]
+        case 2:
+            del content[at:]
+        case 3:
+            content[at : at + length] = rng.bytes(length)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "idx", "parquet"])
+def test_200_damaged_files_give_a_sentence_or_the_right_pictures(tmp_path, pictures, kind):
+    """JPEG and GIF have no checksums: there a flipped bit may give other pixels, and only the sentence is tested."""
+    rng = np.random.default_rng(1)
+    config = {"source": "folder", "path": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
+    if kind == "idx":
+        folder = idx_folder(tmp_path / "data", pictures[:4, :, :, 0], [1, 2, 3, 4])
+        victim, config["source"] = folder / "train-images-idx3-ubyte.gz", "fashion_mnist"
+        expected = pictures[:4, None, :, :, 0]
+    elif kind == "parquet":
+        folder = cifar_folder(tmp_path / "data", pictures[:4], parts=1)
+        victim, config["source"] = folder / "plain_text" / "train-00000-of-00001.parquet", "cifar10"
+        expected = pictures[:4].transpose(0, 3, 1, 2)
+    else:
+        (tmp_path / "data").mkdir()
+        victim = tmp_path / "data" / f"picture.{kind}"
+        victim.write_bytes(encoded(pictures[0], {"png": "PNG", "jpg": "JPEG", "gif": "GIF"}[kind]))
+        expected = pictures[:1].transpose(0, 3, 1, 2)
+    whole, refused = victim.read_bytes(), 0
+    for _ in range(200):
+        victim.write_bytes(damaged(whole, rng))
+        try:
+            images = data.load(DataConfig(**config))
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert images.pixels.shape[1:] == expected.shape[1:]
+            if kind not in ("jpg", "gif"):
+                assert np.array_equal(images.pixels.numpy(), expected)
+    assert refused > 20

@@ -64,7 +64,8 @@ def test_at_64_pixels_the_layers_are_the_textbook_ones():
 
 
 @pytest.mark.parametrize(
-    ("image_size", "channels", "width", "latent_dim"), [(32, 1, 4, 8), (32, 3, 5, 3), (64, 1, 3, 7), (64, 3, 4, 100)]
+    ("image_size", "channels", "width", "latent_dim"),
+    [(32, 1, 4, 8), (32, 3, 5, 3), (64, 1, 3, 7), (64, 3, 4, 100), (128, 3, 2, 9), (256, 1, 2, 6)],
 )
 def test_every_size_maps_latents_to_images_to_logits(image_size, channels, width, latent_dim):
     model, shape = ModelConfig(width=width, latent_dim=latent_dim), Shape(image_size=image_size, channels=channels)

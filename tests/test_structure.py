@@ -8,6 +8,7 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures"]
+VERBS = ["train", "sample", "export"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking"]
 
 
@@ -31,12 +32,12 @@ def files(name: str) -> list[Path]:
 
 def test_every_module_has_its_place():
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
-    assert modules == {*LEAVES, *PLUMBING, "train", "sample", "cli", "__init__"}
+    assert modules == {*LEAVES, *PLUMBING, *VERBS, "cli", "__init__"}
 
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaves_import_neither_plumbing_nor_accelerate_nor_wandb(name):
-    banned = {"accelerate", "wandb", *(f"distgan.{module}" for module in [*PLUMBING, "train", "sample", "cli"])}
+    banned = {"accelerate", "wandb", *(f"distgan.{module}" for module in [*PLUMBING, *VERBS, "cli"])}
     for file in files(name):
         assert not {module for module in imports(file) if module.split(".")[0] in banned or module in banned}, file
 

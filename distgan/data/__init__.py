@@ -1,0 +1,6 @@
+"""Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
+
+from distgan.data.batches import Batches, Latents
+from distgan.data.store import Images, load
+
+__all__ = ["Batches", "Images", "Latents", "load"]

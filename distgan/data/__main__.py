@@ -1,0 +1,106 @@
+"""`distgan data`: what distgan sees of a data set, before anybody trains on it."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from PIL import Image
+
+from distgan.config import DataConfig
+from distgan.data import sources, store
+from distgan.pictures import grid
+
+_SAMPLE = 64  # images in the grid, and pictures looked at for their sizes
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`distgan data PATH_OR_SOURCE [--prepare] [--out data.png]`: count, classes, sizes, a grid, the cache.
+
+    Raises:
+        ValueError: the data cannot be read; see `distgan.data.load`.
+    """
+    arguments = _parse(argv)
+    data = _config(arguments)
+    source = sources.find(data)
+    print(f"source       {data.source}{f' from {data.path}' if data.path else ''}{f' {data.id}' if data.id else ''}")
+    print(f"images       {source.count:,}")
+    print(f"classes      {len(source.classes)}: {', '.join(source.classes)}" if source.classes else "classes      none")
+    channels = data.channels or source.channels
+    sizes = _sizes(source)
+    print(f"sizes        {', '.join(sizes)} in the first {min(_SAMPLE, source.count)}")
+    print(f"fed as       {data.image_size}x{data.image_size}x{channels}")
+    folder = store.store_folder(source, data)
+    if arguments.prepare:
+        images = store.load(data)
+        if images.skipped:
+            print(f"skipped      {images.skipped:,}")
+        chosen = images.pixels[torch.linspace(0, len(images.pixels) - 1, min(_SAMPLE, len(images.pixels))).long()]
+    else:
+        chosen = store.preview(source, data, _SAMPLE)
+    state = "prepared" if folder.is_dir() else "not prepared yet: --prepare does it"
+    print(f"cache        {folder} ({state})")
+    grid(chosen).save(arguments.out)
+    print(f"grid         {arguments.out}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="distgan data", description="Show what distgan sees of a data set.")
+    known = ", ".join(_source_names())
+    parser.add_argument("what", help=f"a source ({known}), a folder of pictures, or a data set's id on the hub")
+    parser.add_argument("--path", help="a local copy of the source")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--image-column")
+    parser.add_argument("--label-column")
+    parser.add_argument("--image-size", type=int, default=32, choices=(32, 64, 128, 256))
+    parser.add_argument("--channels", type=int, choices=(1, 3))
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    parser.add_argument("--cache", help="folder of the prepared images")
+    parser.add_argument("--prepare", action="store_true", help="fill the cache, for jobs on machines without a network")
+    parser.add_argument("--out", type=Path, default=Path("data.png"), help="PNG of what the networks are fed")
+    return parser.parse_args(argv)
+
+
+def _config(arguments: argparse.Namespace) -> DataConfig:
+    """The data group of a recipe that would train on this."""
+    options = {f.name: vars(arguments)[f.name] for f in dataclasses.fields(DataConfig) if f.name in vars(arguments)}
+    what = arguments.what
+    if what in _source_names():
+        return DataConfig(source=what, **options)
+    if Path(what).is_dir():
+        return DataConfig(source="folder", **options | {"path": what})
+    if Path(what).exists() or what.startswith((".", "/")) or what.count("/") != 1:
+        raise ValueError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
+    return DataConfig(source="hub", id=what, **options)
+
+
+def _source_names() -> tuple[str, ...]:
+    return get_args(get_type_hints(DataConfig)["source"])
+
+
+def _sizes(source: sources.Source) -> list[str]:
+    """Sizes and modes of the first pictures, the most frequent first."""
+    import io
+    from collections import Counter
+    from itertools import islice
+
+    seen: Counter[str] = Counter()
+    for record in islice(source.records(), _SAMPLE):
+        if isinstance(record.content, bytes):
+            try:
+                with Image.open(io.BytesIO(record.content)) as image:
+                    seen[f"{image.width}x{image.height} {image.mode}"] += 1
+            except Exception:
+                seen["undecodable"] += 1
+        else:
+            seen["x".join(map(str, record.content.shape[::-1])) + " L"] += 1
+    return [f"{count} of {size}" for size, count in seen.most_common(5)]
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["data", *sys.argv[1:]]))

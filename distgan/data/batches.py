@@ -1,0 +1,95 @@
+"""What feeds the loop: this rank's share of each global batch of images and of latents."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from distgan import seeding
+from distgan.config import DataConfig
+from distgan.data.store import Images
+
+
+class Batches:
+    """Real images: this rank's share of the global batch of each discriminator update."""
+
+    def __init__(
+        self,
+        images: Images,
+        data: DataConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        d_steps: int,
+        share: slice,
+        device: torch.device,
+    ) -> None:
+        self._pixels = images.pixels
+        self._prefetch: ThreadPoolExecutor | None = None
+        if _placement(images, data, device) == "device":
+            # A store is memory-mapped: on the CPU, too, a copy takes the disk out of the loop.
+            self._pixels = images.pixels.to(device, copy=True)
+        elif device.type == "cuda" or data.placement == "host":
+            self._prefetch = ThreadPoolExecutor(max_workers=1)
+        self._ahead: tuple[int, Future[Tensor]] | None = None
+        self._seed, self._batch_size, self._d_steps, self._share = seed, batch_size, d_steps, share
+        self._flip = data.flip
+        self._device = device
+
+    def at(self, step: int, k: int) -> tuple[Tensor, Tensor | None]:
+        """Images (share, C, H, W) in [-1, 1] and their labels, None, of the k-th discriminator update of a step."""
+        update = step * self._d_steps + k
+        pixels = to_device(self._gather(update) if self._prefetch is None else self._fetch(update), self._device)
+        if self._flip:
+            flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._share]
+            mirrored = to_device(torch.from_numpy(flips), self._device).view(-1, 1, 1, 1)
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        return pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1), None
+
+    def _gather(self, update: int) -> Tensor:
+        """This rank's images of an update, uint8, where the store is; pinned on their way to a GPU."""
+        position = update * self._batch_size
+        indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._share]
+        pixels = self._pixels[to_device(torch.from_numpy(indices), self._pixels.device)]
+        return pixels.pin_memory() if pixels.device.type != self._device.type else pixels
+
+    def _fetch(self, update: int) -> Tensor:
+        """The same, gathered while the update before was computed; and starts on the next."""
+        assert self._prefetch is not None
+        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == update else None
+        pixels = waiting.result() if waiting is not None else self._gather(update)
+        self._ahead = (update + 1, self._prefetch.submit(self._gather, update + 1))
+        return pixels
+
+
+class Latents:
+    """This rank's share of the global batch of latents of each discriminator update."""
+
+    def __init__(
+        self, *, seed: int, batch_size: int, d_steps: int, dim: int, share: slice, device: torch.device
+    ) -> None:
+        self._seed, self._batch_size, self._d_steps, self._dim = seed, batch_size, d_steps, dim
+        self._share = share
+        self._device = device
+
+    def at(self, step: int, k: int) -> tuple[Tensor, Tensor | None]:
+        """Latents (share, latent_dim) from N(0, 1) and the labels to draw images of, None."""
+        update = step * self._d_steps + k
+        z = seeding.latents(self._seed, "latents", update, batch=self._batch_size, dim=self._dim, share=self._share)
+        return to_device(z, self._device), None
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor without making the host wait: a copy from pinned memory is queued behind the work before it."""
+    if device.type == "cpu" or tensor.device == device:
+        return tensor
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
+def _placement(images: Images, data: DataConfig, device: torch.device) -> str:
+    """`device` or `host`, or on the CPU with `auto` neither: the map is indexed as it is."""
+    if data.placement != "auto" or device.type != "cuda":
+        return data.placement
+    free, _ = torch.cuda.mem_get_info(device)
+    return "device" if images.pixels.nbytes < free / 2 else "host"  # the rest is for networks and activations

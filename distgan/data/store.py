@@ -1,0 +1,242 @@
+"""The prepared training set: decoded, cropped and resized once, kept on disk, memory-mapped by every process.
+
+A store lies in the user's cache folder under a hash of the source's content and of what is made of it. One process on
+a machine prepares it while the others wait for its lock; it is renamed into place when it is whole, so that a
+half-written one is never used and two jobs that prepare the same data at once do no harm.
+
+    images.bin   uint8 (N, C, H, W)
+    labels.bin   int64 (N,), -1 where there is none
+    store.json   shape, class names, fingerprint, how many pictures were skipped
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from distgan.config import DataConfig
+from distgan.data import sources
+from distgan.data.decode import picture
+from distgan.data.sources import Record, Source
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A training set, ready to be fed."""
+
+    pixels: Tensor
+    """uint8 (N, C, H, W), memory-mapped."""
+    labels: Tensor | None
+    """int64 (N,), or None where the source has none."""
+    classes: tuple[str, ...] | None
+    """Names of the labels."""
+    fingerprint: str
+    """A hash of the source's content and of which pictures were skipped, so that a run never resumes on others."""
+    skipped: int
+    """How many pictures could not be decoded and were left out."""
+    folder: Path
+    """Where the store lies."""
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+
+def load(data: DataConfig, *, batch_size: int = 1) -> Images:
+    """Opens the store of a source, preparing it first where there is none.
+
+    Raises:
+        ValueError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
+            or there are fewer images than one batch.
+    """
+    source = sources.find(data)
+    images = _open(store_folder(source, data)) or _prepare_alone(source, data)
+    if len(images.pixels) < batch_size:
+        raise ValueError(
+            f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
+        )
+    return images
+
+
+def store_folder(source: Source, data: DataConfig) -> Path:
+    """Where the store of a source lies, or will.
+
+    The content's hash is remembered with the files' names, sizes and times, so that unchanged files are read but once.
+    """
+    cache = cache_folder(data)
+    memo = cache / "fingerprints" / source.stamp()
+    try:
+        fingerprint = memo.read_text()
+    except OSError:
+        fingerprint = source.fingerprint()
+        with _writing(cache):
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            _replace(memo, fingerprint)
+    made = [_FORMAT, fingerprint, data.image_size, data.channels or source.channels, data.skip_bad]
+    return cache / "stores" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
+
+
+def preview(source: Source, data: DataConfig, count: int) -> Tensor:
+    """The first images as the networks would be fed them, uint8 (at most count, C, H, W); touches no cache.
+
+    Raises:
+        ValueError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
+    """
+    first = itertools.islice(source.records(), count)
+    pixels = [pixels for _, pixels in _decoded(first, data, data.channels or source.channels, [])]
+    if not pixels:
+        raise ValueError(f"none of the first {count} pictures can be decoded.")
+    return torch.stack(pixels)
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """`data.cache`, else distgan's part of the user's cache folder."""
+    if data.cache is not None:
+        return Path(data.cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
+
+
+def _open(folder: Path) -> Images | None:
+    """The store in a folder, or None where there is no whole one."""
+    try:
+        described = json.loads((folder / "store.json").read_text())
+        shape = described["shape"]
+        pixels = torch.from_file(str(folder / "images.bin"), size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
+        labels = torch.from_numpy(np.fromfile(folder / "labels.bin", dtype=np.int64))
+    except (OSError, RuntimeError, KeyError, json.JSONDecodeError):
+        return None
+    if (folder / "images.bin").stat().st_size != pixels.nbytes or len(labels) != len(pixels):
+        return None
+    return Images(
+        pixels=pixels,
+        labels=labels if described["classes"] is not None else None,
+        classes=tuple(described["classes"]) if described["classes"] is not None else None,
+        fingerprint=described["fingerprint"],
+        skipped=described["skipped"],
+        folder=folder,
+    )
+
+
+def _prepare_alone(source: Source, data: DataConfig) -> Images:
+    """Prepares the store while every other process on this machine that wants it waits."""
+    folder = store_folder(source, data)
+    with _writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.with_suffix(".lock")):
+            images = _open(folder)  # somebody else was first
+            if images is None:
+                _prepare(source, data, folder)
+                images = _open(folder)
+    assert images is not None
+    return images
+
+
+def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
+    channels = data.channels or source.channels
+    needed = source.count * channels * data.image_size**2
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise ValueError(
+            f"the images need {needed / 1e6:,.1f} MB in {folder.parent}, where {free / 1e6:,.1f} MB are free: "
+            "make room, or choose another folder with --data.cache=DIR."
+        )
+    console = Console(stderr=True)
+    started = time.monotonic()
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        labels: list[int] = []
+        skipped: list[str] = []
+        with (partial / "images.bin").open("wb") as stream:
+            records: Iterable[Record] = source.records()
+            if console.is_terminal:
+                records = track(records, f"preparing {data.source}", source.count, console=console, transient=True)
+            for record, pixels in _decoded(records, data, channels, skipped):
+                stream.write(pixels.numpy().tobytes())
+                labels.append(-1 if record.label is None else record.label)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not labels:
+            raise ValueError(f"{data.source} has no picture that can be decoded.")
+        np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
+        described = {
+            "shape": [len(labels), channels, data.image_size, data.image_size],
+            "classes": source.classes,
+            "fingerprint": hashlib.sha256(json.dumps([source.fingerprint(), skipped]).encode()).hexdigest(),
+            "skipped": len(skipped),
+        }
+        (partial / "store.json").write_text(json.dumps(described))
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's is the owner's alone
+        if _open(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
+            with contextlib.suppress(OSError):  # where there are no locks, another may just have been first
+                partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if skipped:
+        console.print(
+            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}", soft_wrap=True
+        )
+    if (seconds := time.monotonic() - started) > 5:
+        console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
+
+
+def _decoded(
+    records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str]
+) -> Iterator[tuple[Record, Tensor]]:
+    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed."""
+    for record in records:
+        try:
+            yield record, picture(record.content, size=data.image_size, channels=channels)
+        except ValueError as error:
+            if not data.skip_bad:
+                raise ValueError(
+                    f"{record.name} {error}: mend or remove it, or leave such pictures out with --data.skip_bad=true."
+                ) from error
+            skipped.append(record.name)
+
+
+@contextlib.contextmanager
+def _lock(file: Path) -> Iterator[None]:
+    """Waits until no other process holds it. Where a file system has no locks, both prepare, which does no harm."""
+    with file.open("a") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"the cache folder {folder} cannot be written ({error.strerror}): choose another with --data.cache=DIR."
+        ) from error
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,132 @@
+"""Writes a trained generator as a folder to share: weights, what builds the network, the recipe, and a model card."""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from distgan import __version__
+from distgan import config as configuration
+from distgan.checkpoint import load_generator
+from distgan.config import Config
+from distgan.models import Generator
+from distgan.pictures import grid
+from distgan.run_folder import RunFolder
+
+_SAMPLES = 64  # images in the card's grid
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`distgan export RUN --to DIR [--push-to-hub ID]`.
+
+    Raises:
+        ValueError: there is no generator to export, DIR is in use, or the hub refuses.
+    """
+    parser = argparse.ArgumentParser(prog="distgan export", description="Write a generator's folder, to share.")
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write; it must be new or empty")
+    parser.add_argument("--push-to-hub", metavar="ID", help="also upload it to the Hugging Face hub, as owner/name")
+    arguments = parser.parse_args(argv)
+    export(arguments.run, arguments.to)
+    print(arguments.to)
+    if arguments.push_to_hub:
+        print(push(arguments.to, arguments.push_to_hub))
+
+
+def export(run: str, to: Path) -> None:
+    """Writes the averaged generator of a run into a new folder.
+
+    Raises:
+        ValueError: the run has no generator yet, or the folder is in use.
+    """
+    folder = RunFolder(run)
+    if not folder.config.exists():
+        raise ValueError(f"{run} is not the folder of a run: there is no config.yaml in it.")
+    generator = load_generator(folder.generator)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ValueError(f"--to is {to}, which is in use: choose a new folder.")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for name in ("model.safetensors", "config.json"):
+            shutil.copyfile(folder.generator / name, to / name)
+        shutil.copyfile(folder.config, to / "recipe.yaml")
+        config = configuration.load(folder.config)
+        grid(generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")
+        step = json.loads((to / "config.json").read_text())["step"]
+        (to / "README.md").write_text(card(config, generator, step))
+    except OSError as error:
+        raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
+
+
+def card(config: Config, generator: Generator, step: int) -> str:
+    """The model card, Markdown with the hub's metadata at its top."""
+    data = config.data
+    where = f" ({data.id or data.path})" if data.id or data.path else ""
+    parameters = sum(p.numel() for p in generator.parameters())
+    mirrored = ", mirrored at random" if data.flip else ""
+    images = step * config.images_per_step
+    return f"""---
+library_name: distgan
+pipeline_tag: unconditional-image-generation
+tags: [gan, {config.model.architecture}]
+---
+# {config.model.architecture} on {data.source}
+
+![{_SAMPLES} samples, seed {config.run.seed}, not selected](samples.png)
+
+A generator of {data.image_size}x{data.image_size} images, {parameters:,} parameters, trained with distgan
+{__version__}.
+
+```python
+import distgan
+
+generator = distgan.load_generator("PATH_OR_ID")
+images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.image_size})
+```
+
+## Training
+
+- Data: {data.source}{where}, split {data.split}{mirrored}.
+- Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
+- Loss {config.loss.name}; {config.train.precision}.
+- Adam: learning rate {config.optim.lr}, betas {list(config.optim.betas)}.
+- Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.
+- Everything else: `recipe.yaml`.
+
+## Metrics
+
+None measured.
+
+## Limits
+
+It draws what resembles its training images and inherits whatever they over- or under-represent; it may reproduce some
+of them. It knows no other subject and no other size. What may be done with the samples depends on the data's licence.
+"""
+
+
+def push(folder: Path, repository: str) -> str:
+    """Uploads an exported folder and returns its address.
+
+    Raises:
+        ValueError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi, errors
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Exported by distgan {__version__}")
+    except (OSError, errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise ValueError(
+            f"{folder} was written, but pushing it to {repository} failed: check the id and the network, and run "
+            "`hf auth login`."
+        ) from error
+    return str(address)
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["export", *sys.argv[1:]]))
