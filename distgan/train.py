@@ -242,7 +242,7 @@ class Housekeeping:
 
 
 def check(config: Config) -> None:
-    """Prints what would run, and stops: nothing is written, no GPU or process group touched."""
+    """Prints what would run, and stops: no GPU or process group is touched, nothing written but the data's cache."""
     _, folder, images, shape, *networks, _ = _prepare(config)
     rank, world = distributed.launched_ranks()
     if rank != 0:

@@ -1,5 +1,6 @@
 """The real thing, small: `accelerate launch` with wandb, stopped by a signal, resumed, sampled from."""
 
+import contextlib
 import json
 import os
 import signal
@@ -106,3 +107,34 @@ def test_the_exported_generator_needs_neither_data_nor_recipe(program, tmp_path)
     assert subprocess.run(sample, capture_output=True, text=True, check=True).stdout == f"{out}\n"
     with Image.open(out) as grid:
         assert grid.size == (8 * 34 + 2, 8 * 34 + 2)
+
+
+def test_killing_the_launcher_leaves_no_orphan_and_the_same_command_goes_on(tmp_path):
+    run, whole, log = tmp_path / "run", tmp_path / "whole", tmp_path / "log"
+    overrides = ["--train.steps=100000", "--checkpoint.every=10", "--track.to=none"]
+    process = start(run, log, *overrides)
+    deadline = time.monotonic() + 120
+    while not steps(run):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    process.kill()
+    process.wait(10)
+    while workers(run):  # the kernel kills them; they may be in the middle of dying
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    until = [*overrides, f"--run.stop_at={steps(run)[-1] + 15}"]
+    assert launch([*RECIPE, f"--run.dir={run}", *until], world=2) == [0, 0]
+    assert launch([*RECIPE, f"--run.dir={whole}", *until], world=2) == [0, 0]
+    assert tensors(run, steps(run)[-1]) == tensors(whole, steps(whole)[-1])
+    assert metrics(run) == metrics(whole)
+
+
+def workers(run: Path) -> list[int]:
+    """Processes that were started for this run's folder and still live."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"--run.dir={run}".encode() in command.read_bytes().split(b"\0"):
+                found.append(int(command.parent.name))
+    return found
