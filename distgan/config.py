@@ -245,7 +245,10 @@ def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> 
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
     parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
     parser.add_class_arguments(Config)
-    namespace = parser.instantiate(parser.parse_args(argv))
+    try:
+        namespace = parser.instantiate(parser.parse_args(argv))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the recipe {found.config} is not a text file.") from error
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     return config, namespace["check"]
 
@@ -315,8 +318,8 @@ def _sentence(message: str) -> str:
         return f'unknown key "{key}": {nearest(key, _known_keys())}'
     if match := re.match(r"the following arguments are required: (\S+)", message):
         return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
-    if match := re.match(r'Parser key "config": File does not exist: (.+)', message):
-        return f"the recipe {match[1]} does not exist."
+    if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
+        return f"the recipe {match[1]} does not exist or is not a file."
     if match := re.match(r"(Unexpected config|Problems parsing config)", message):
         return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
     if match := re.match(

@@ -56,6 +56,8 @@ def complaint(capfd, *argv):
         (["--data.source=cifar10", "--data.path=/no/such/place"], ["data.path", "/no/such/place", "no such folder"]),
         (["--config=/no/such/recipe.yaml"], ["/no/such/recipe.yaml", "does not exist"]),
         (["--config=README.md"], ["YAML"]),
+        (["--config=docs/quickstart.png"], ["docs/quickstart.png", "not a text file"]),
+        (["--config=configs"], ["configs", "is not a file"]),
         (["quickstart"], ["quickstart", "--group.key=value"]),
     ],
     ids=lambda value: value[0] if value and value[0].startswith("--") else None,
