@@ -20,5 +20,7 @@ if __name__ == "__main__":
         "metrics of step 3": {name: value for name, value in after.items() if name.startswith(("loss", "score"))},
     }
     (folder / "recorded.json").write_text(json.dumps(recorded, indent=2) + "\n")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace(str(folder), "runs/fixture"))
     (folder / ".lock").unlink()
     shutil.rmtree(longer)
