@@ -120,24 +120,36 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def newest(root: Path, *, set_aside: bool) -> Path | None:
-    """The newest checkpoint that is whole, or None where there is none.
+    """The newest checkpoint that is whole, or None where there are none at all.
 
     A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
-    the run, it is also renamed to `*.damaged`, and leftovers of an interrupted save are removed.
+    the run, it is also renamed to `*.damaged`, once a whole one is found.
 
     Raises:
-        ValueError: a checkpoint is of a format that this version does not know.
+        ValueError: all checkpoints are damaged, or one is of a format that this version does not know. A run must not
+            start again at step 0 over its own history.
+        OSError: the file system fails; that is no damage, and nothing is moved.
     """
+    damaged: dict[Path, str] = {}
     for folder in sorted(_folders(root), key=_step_of, reverse=True):
         problem = _problem(folder)
-        if problem is None:
-            return folder
-        message = f"checkpoint {folder} is damaged ({problem})"
-        if set_aside:
-            aside = _free_name(folder)
-            folder.rename(aside)
-            message += f" and was moved to {aside.name}"
-        logger.warning("%s; looking for an older one.", message)
+        if problem is not None:
+            damaged[folder] = problem
+            continue
+        for bad, what in damaged.items():
+            message = f"checkpoint {bad} is damaged ({what})"
+            if set_aside:
+                aside = _free_name(bad)
+                bad.rename(aside)
+                message += f" and was moved to {aside.name}"
+            logger.warning("%s; %s is used.", message, folder.name)
+        return folder
+    if damaged:
+        problems = "; ".join(f"{folder.name}: {what}" for folder, what in damaged.items())
+        raise ValueError(
+            f"every checkpoint in {root} is damaged ({problems}): bring back a copy, or move the "
+            "folder away to begin anew."
+        )
     return None
 
 
@@ -159,7 +171,7 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
         if keep_every is None or _step_of(folder) % keep_every:
             doomed = folder.with_suffix(".tmp")  # first out of the readers' sight, whole
             folder.rename(doomed)
-            shutil.rmtree(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # what is left is removed at the next start
 
 
 def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape: Shape, *, step: int) -> None:
@@ -274,19 +286,20 @@ def _problem(folder: Path) -> str | None:
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        version, files = manifest["format"], manifest["files"]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        version = manifest["format"]
+        files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: not JSON, not UTF-8
         return "manifest.json cannot be read"
     if version != FORMAT:
         raise ValueError(f"{folder} is of format {version}, and this version of distgan knows {FORMAT}.")
-    for name, expected in files.items():
+    for name, (size, sha256) in files.items():
         try:
             content = (folder / name).read_bytes()
-        except OSError:
-            return f"{name} cannot be read"
-        if len(content) != expected["size"]:
-            return f"{name} has {len(content)} bytes instead of {expected['size']}"
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        except FileNotFoundError:
+            return f"{name} is not there"
+        if len(content) != size:
+            return f"{name} has {len(content)} bytes instead of {size}"
+        if hashlib.sha256(content).hexdigest() != sha256:
             return f"{name} has other contents than the manifest says"
     return None
 

@@ -306,7 +306,7 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
 
 
 def _sentence(message: str) -> str:
-    """One sentence out of jsonargparse's own message (held by tests/test_config.py)."""
+    """One sentence out of jsonargparse's own message (held by tests/test_cli.py)."""
     if match := re.match(r"unrecognized arguments: (.+)", message):
         word = match[1].split()[0]
         if not word.startswith("--"):

@@ -100,6 +100,8 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
+    torch.backends.cudnn.allow_tf32 = train.precision != "fp32"
     # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     accelerator = Accelerator(
@@ -108,13 +110,13 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
         mixed_precision=_MIXED_PRECISION[train.precision],
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # Each of the two optimisers updates the one scaler: twice torch's usual 2000.
+            # Every update of either network updates the one scaler; with one D step that is twice torch's usual 2000.
             GradScalerKwargs(growth_interval=4000),
         ],
     )
     if accelerator.num_processes != world:
         raise ValueError(f"{world} processes were launched, but Accelerate sees {accelerator.num_processes}.")
-    if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
     return accelerator
 
@@ -235,7 +237,13 @@ def _use_cpu() -> bool:
 
 
 def _die_with_launcher() -> None:
-    """Has the kernel kill this worker when its launcher dies, so that no orphan goes on holding the run's folder."""
+    """Has the kernel end this worker when its launcher dies, so that no orphan goes on holding the run's folder.
+
+    torchelastic's launcher forwards signals, and its death is a fault: the worker is killed. Accelerate's launcher of
+    one process forwards none: its death is how a signal arrives, and the worker saves and leaves.
+    """
+    pr_set_pdeathsig = 1  # prctl(2)
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
-        pr_set_pdeathsig = 1  # prctl(2)
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    elif sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

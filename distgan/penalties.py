@@ -11,7 +11,17 @@ class Penalty(Protocol):
     on_real: bool
     """Whether it differentiates with respect to the real images, so that `real_logits` must depend on them."""
 
+    on_fake: bool
+    """The same for the fakes and `fake_logits`."""
+
     def __call__(
-        self, discriminator: nn.Module, real: Tensor, real_logits: Tensor, fake: Tensor, y: Tensor | None
+        self,
+        discriminator: nn.Module,
+        real: Tensor,
+        y: Tensor | None,
+        real_logits: Tensor,
+        fake: Tensor,
+        fake_y: Tensor | None,
+        fake_logits: Tensor,
     ) -> Tensor:
         """What is added to the discriminator's loss, a scalar; `discriminator` is the network without its wrapper."""

@@ -61,10 +61,15 @@ class RunFolder:
             raise ValueError(f"run.dir is {self.path}, which cannot be written: {error.strerror}.") from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             stream.seek(0)
             raise ValueError(
                 f"{self.path} is being written by another run ({stream.read().strip()}): wait for it or stop it."
+            ) from error
+        except OSError as error:  # Lustre mounted without -o flock, say
+            raise ValueError(
+                f"{self.path} is on a file system without file locks ({error.strerror}), which keep two runs from "
+                "writing one folder: choose a run.dir elsewhere, or have it mounted with them."
             ) from error
         self.check(config)
         stream.truncate(0)

@@ -11,7 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlparse
 
 import torch
@@ -69,28 +69,29 @@ class Meter:
 
 
 class Tracker:
-    """Records a run. Made and called on every rank; only rank zero writes."""
+    """Records a run. Made on every rank; `start`, `log` and `samples` are for rank zero, by way of `on_rank_zero`."""
 
-    def __init__(
-        self, accelerator: Accelerator, folder: RunFolder, config: Config, *, step: int, wandb_id: str | None
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, folder: RunFolder, config: Config) -> None:
         self._accelerator, self._folder, self._config = accelerator, folder, config
-        self._main = accelerator.is_main_process
-        self.wandb_id: str | None = None
-        self._wandb = config.track.to == "wandb"
-        if self._wandb:
+        self._metrics: IO[str] | None = None
+        self._progress: Progress | None = None
+
+    def start(self, step: int, wandb_id: str | None) -> str | None:
+        """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps."""
+        if self._config.track.to == "wandb":
+            wandb_id = wandb_id or secrets.token_hex(4)
             self._start_wandb(wandb_id)
-        if self._main:
-            cut_metrics(folder.metrics, step)
-            self._metrics = folder.metrics.open("a")
-            folder.samples.mkdir(exist_ok=True)
-        self._progress = _progress(config.last_step, step) if self._main and sys.stdout.isatty() else None
+        cut_metrics(self._folder.metrics, step)
+        self._metrics = self._folder.metrics.open("a")
+        self._folder.samples.mkdir(exist_ok=True)
+        if sys.stdout.isatty():
+            self._progress = _progress(self._config.last_step, step)
         self._timed_from = (time.monotonic(), step)
+        return wandb_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Writes one line of metrics, adding images_seen and throughput."""
-        if not self._main:
-            return
+        assert self._metrics is not None
         now, (then, since) = time.monotonic(), self._timed_from
         images_per_s = (step - since) * self._config.images_per_step / (now - then)
         self._timed_from = (now, step)
@@ -112,51 +113,43 @@ class Tracker:
 
     def samples(self, step: int, images: Tensor) -> None:
         """Writes the sample grid; images are uint8 (N, C, H, W)."""
-        if not self._main:
-            return
         picture = grid(images)
         picture.save(self._folder.samples / f"step_{step:08d}.png")
-        if self._wandb:
+        if self._config.track.to == "wandb":
             self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step)
 
     def sync(self) -> None:
         """Has the metrics so far on disk before a checkpoint says that they are."""
-        if self._main:
+        if self._metrics is not None:
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Finishes the bar, wandb (which flushes what it holds) and the metrics file."""
         if self._progress is not None:
             self._progress.stop()
-        if self._main:
+        if self._metrics is not None:
             self._metrics.close()
             for tracker in self._accelerator.trackers:
                 tracker.finish()
 
-    def _start_wandb(self, wandb_id: str | None) -> None:
-        mode = None
-        if self._main:
-            import wandb
+    def _start_wandb(self, wandb_id: str) -> None:
+        import wandb
 
-            self.wandb_id = wandb_id or secrets.token_hex(4)
-            mode = _wandb_mode()
-            if mode == "offline":
-                print(
-                    f"wandb: recording offline in {self._folder.path / 'wandb'} "
-                    "(no key found; `wandb login` or WANDB_API_KEY sends runs to the server)",
-                    flush=True,
-                )
-            settings = wandb.Settings(console="off", silent=True)
-            init: dict[str, Any] = {
-                "id": self.wandb_id,
-                "name": self._folder.path.name,
-                "dir": str(self._folder.path),
-                "resume": "allow",
-                "mode": mode,
-                "settings": settings,
-            }
-        else:
-            init = {}
+        mode = _wandb_mode()
+        if mode == "offline":
+            print(
+                f"wandb: recording offline in {self._folder.path / 'wandb'} "
+                "(no key found; `wandb login` or WANDB_API_KEY sends runs to the server)",
+                flush=True,
+            )
+        init: dict[str, Any] = {
+            "id": wandb_id,
+            "name": self._folder.path.name,
+            "dir": str(self._folder.path),
+            "resume": "allow",
+            "mode": mode,
+            "settings": wandb.Settings(console="off", silent=True),
+        }
         self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
         if mode == "online":
             print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)

@@ -101,10 +101,11 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
                 with torch.set_grad_enabled(k + 1 == config.train.d_steps):  # G learns from the last fakes only
                     fake = G(z, fake_y)
                 real.requires_grad_(penalty is not None and penalty.on_real)
-                real_logits, fake_logits = D(real, y), D(fake.detach(), fake_y)
+                fixed = fake.detach().requires_grad_(penalty is not None and penalty.on_fake)  # D's step leaves G alone
+                real_logits, fake_logits = D(real, y), D(fixed, fake_y)
                 loss_D = loss.discriminator(real_logits, fake_logits)
                 if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
-                    loss_D = loss_D + penalty(raw_D, real, real_logits, fake.detach(), y)
+                    loss_D = loss_D + penalty(raw_D, real, y, real_logits, fixed, fake_y, fake_logits)
                 accelerator.backward(loss_D)
                 opt_D.step()
                 opt_D.zero_grad()
@@ -177,9 +178,8 @@ class Housekeeping:
         return self._step
 
     def __enter__(self) -> Self:
-        self._tracker = Tracker(
-            self._ranks.accelerator, self._folder, self._config, step=self._step, wandb_id=self._wandb_id
-        )
+        self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
+        self._wandb_id = self._ranks.on_rank_zero(lambda: self._tracker.start(self._step, self._wandb_id))
         per_rank = self._config.train.batch_size // self._ranks.world
         self._ranks.say(
             f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
@@ -213,9 +213,11 @@ class Housekeeping:
         self._tracker.advance(step)
         if step % track.log_every == 0 or end:
             rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-            self._tracker.log(step, {**self._meter.means(self._ranks), **rates})
-        if (step % track.sample_every == 0 or end) and self._ranks.rank == 0:
-            self._tracker.samples(step, self._average.sample(_GRID, seed=self._config.run.seed))
+            means = self._meter.means(self._ranks)
+            self._ranks.on_rank_zero(lambda: self._tracker.log(step, {**means, **rates}))
+        if step % track.sample_every == 0 or end:
+            seed = self._config.run.seed
+            self._ranks.on_rank_zero(lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
         self._stopped = self._signals.agreed()
         if self._stopped:
             self._ranks.say(f"stop signal: saving step {step}")
@@ -228,7 +230,7 @@ class Housekeeping:
             "images": self._fingerprint,
             "meter": self._meter.state(self._ranks),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "wandb_id": self._tracker.wandb_id,
+            "wandb_id": self._wandb_id,
         }
 
         def commit() -> None:

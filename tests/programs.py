@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import cli, data, losses, models, train
+from distgan import checkpoint, cli, data, losses, models, train
 from distgan.models import Architecture, Generator
 
 _processes = multiprocessing.get_context("forkserver")
@@ -153,15 +153,23 @@ class Paired(losses.NonSaturating):
 
 
 class R1:
-    """R1 (Mescheder et al. 2018, eq. 9), reusing D(real)'s graph."""
+    """R1 and R2 (Mescheder et al. 2018, eq. 9), reusing the graphs of D(real) and D(fake)."""
 
-    on_real = True
+    on_real = on_fake = True
 
     def __call__(
-        self, discriminator: nn.Module, real: Tensor, real_logits: Tensor, fake: Tensor, y: Tensor | None
+        self,
+        discriminator: nn.Module,
+        real: Tensor,
+        y: Tensor | None,
+        real_logits: Tensor,
+        fake: Tensor,
+        fake_y: Tensor | None,
+        fake_logits: Tensor,
     ) -> Tensor:
-        (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-        return 0.5 * gradient.square().sum((1, 2, 3)).mean()
+        pairs = ((real_logits, real), (fake_logits, fake))
+        gradients = (torch.autograd.grad(logits.sum(), images, create_graph=True)[0] for logits, images in pairs)
+        return 0.5 * sum(gradient.square().sum((1, 2, 3)).mean() for gradient in gradients)
 
 
 def paired_loss() -> None:
@@ -188,6 +196,38 @@ def _with_first_share(feed: type) -> Callable:
         return feed(*args, share=slice(0, share.stop - share.start), **kwargs)
 
     return make
+
+
+def signal_at(step: int, rank: int, number: int) -> None:
+    """Has one rank receive a signal at the end of a step."""
+    _SignalledHousekeeping.due = (step, rank, number)
+    train.Housekeeping = _SignalledHousekeeping
+
+
+class _SignalledHousekeeping(train.Housekeeping):
+    due: tuple[int, int, int]
+
+    def keep(self, step: int) -> None:
+        at, rank, number = self.due
+        if (step, self._ranks.rank) == (at, rank):
+            os.kill(os.getpid(), number)
+        super().keep(step)
+
+
+def forget_moments() -> None:
+    """A checkpoint without Adam's first moments."""
+    slots = checkpoint._slots
+    checkpoint._slots = lambda *args: {n: t for n, t in slots(*args).items() if not n.endswith("exp_avg")}
+
+
+def forget_the_meter() -> None:
+    train.Meter.load_state = lambda *args: None
+
+
+def pretend_gpus() -> None:
+    """A machine on which Accelerate finds no GPU, though distgan believes in eight."""
+    train.distributed._use_cpu = lambda: False
+    torch.cuda.device_count = lambda: 8
 
 
 def unsettled_buckets() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import metrics, steps
+import yaml
+from conftest import TINY, metrics, steps
+from PIL import Image
 from programs import launch
 from safetensors.torch import load_file
 from torch import nn
@@ -86,7 +88,11 @@ def test_a_checkpoint_is_safetensors_and_json_by_parameter_name(tmp_path):
 
 
 def damage_truncate(folder):
-    file = folder / "net.safetensors"
+    damage_truncate_named(folder, "net.safetensors")
+
+
+def damage_truncate_named(folder, name):
+    file = folder / name
     file.write_bytes(file.read_bytes()[:-4])
 
 
@@ -182,6 +188,60 @@ def test_format_1_loads_for_ever(tmp_path):
         assert resumed[2][name] == pytest.approx(value, rel=1e-4)
 
 
-def test_nothing_on_disk_is_a_pickle():
-    names = {file.suffix for file in FIXTURE.rglob("*") if file.is_file() and file.name != ".lock"}
-    assert names == {".safetensors", ".json", ".yaml", ".jsonl", ".png"}
+def test_every_file_of_a_run_is_safetensors_json_yaml_or_png(tmp_path):
+    assert launch([*TINY, f"--run.dir={tmp_path}"]) == [0]
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != ".lock"]
+    read = {
+        ".safetensors": load_file,
+        ".json": lambda file: json.loads(file.read_text()),
+        ".jsonl": lambda file: [json.loads(line) for line in file.read_text().splitlines()],
+        ".yaml": lambda file: yaml.safe_load(file.read_text()),
+        ".png": lambda file: Image.open(file, formats=["PNG"]).load(),
+    }
+    assert {file.suffix for file in files} == set(read)
+    for file in files:
+        read[file.suffix](file)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_does_not_begin_anew(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}"]
+    assert launch([*argv, "--run.stop_at=4"]) == [0]
+    damage_truncate_named(run / "checkpoints" / "step_00000004", "generator.safetensors")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != ".lock"}
+    assert launch(argv, log=log, world=2) == [2, 2]
+    assert "every checkpoint in" in log.read_text()
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_file_system_that_fails_is_no_damage(tmp_path, monkeypatch):
+    network, adam = pair()
+    folder = save(tmp_path, 1, network, adam)
+
+    def stale(self):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Stale"):
+        patch.setattr(Path, "read_bytes", stale)
+        checkpoint.newest(tmp_path, set_aside=True)
+    assert checkpoint.newest(tmp_path, set_aside=True) == folder
+
+
+def test_any_bit_flipped_in_a_manifest_is_met_with_a_sentence(tmp_path):
+    """Passed over as damaged, or refused as of another format: a flipped version cannot be told from a newer one."""
+    network, adam = pair()
+    older, newer = save(tmp_path, 1, network, adam), save(tmp_path, 2, network, adam)
+    manifest = newer / "manifest.json"
+    whole, passed_over = manifest.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        manifest.write_bytes(flipped)
+        try:
+            found = checkpoint.newest(tmp_path, set_aside=False)
+        except ValueError as error:
+            assert "is of format" in str(error)
+        else:
+            assert found in (older, newer)  # white space can flip and change nothing
+            passed_over += found == older
+    assert passed_over > len(whole)

@@ -1,6 +1,7 @@
 """What bad input gets: one sentence, exit code 2, no traceback, nothing written over."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, metrics, steps
-from programs import launch
+from programs import launch, pretend_gpus
 
 from distgan import checkpoint, cli
 from distgan import config as configuration
@@ -90,6 +91,33 @@ def test_what_the_launcher_asks_for_is_adopted_or_refused(tmp_path, capfd, monke
     said = complaint(capfd, "train", f"--run.dir={tmp_path / 'run'}", *overrides)
     assert all(word in said for word in words), said
     assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_accelerate_does_not_see_do_not_train_apart(tmp_path):
+    log = tmp_path / "log"
+    assert launch([*TINY, f"--run.dir={tmp_path / 'run'}"], world=2, setups=[pretend_gpus], log=log) == [2, 2]
+    assert "2 processes were launched, but Accelerate sees 1." in log.read_text()
+
+
+def test_without_network_and_cache_there_is_one_sentence(tmp_path):
+    """The hub is a port where nobody listens; its library tries for 20 s and more."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    command = [BIN / "distgan", "train", f"--run.dir={tmp_path / 'run'}", "--data.source=cifar10"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.startswith("distgan: error: uoft-cs/cifar10 is not in the cache")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, capfd, monkeypatch):
+    def no_locks(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    said = complaint(capfd, "train", *TINY, f"--run.dir={tmp_path / 'run'}")
+    assert "without file locks" in said
 
 
 def test_a_run_belongs_to_its_recipe_and_to_one_writer(tmp_path, capfd):

@@ -162,6 +162,10 @@ def test_idx_files_are_read_as_they_are(tmp_path, pictures):
     folder = idx_folder(tmp_path / "train", grey, range(10), "t10k")
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz does not exist"):
         data.load(DataConfig(source="fashion_mnist", path=str(folder)))
+    (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "moved")
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte\.gz does not exist"):
+        data.load(DataConfig(source="fashion_mnist", path=str(folder), split="test"))
+    (folder / "moved").rename(folder / "t10k-labels-idx1-ubyte.gz")
     with pytest.raises(ValueError, match=r"11 images, but .* has 10 labels"):
         data.load(DataConfig(source="fashion_mnist", path=str(folder), split="test"))
     idx_folder(folder, grey[:10], range(10), "t10k")

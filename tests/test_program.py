@@ -23,13 +23,13 @@ RECIPE = [
     *("--model.width=4", "--model.latent_dim=8", "--train.batch_size=8", "--train.steps=60", "--track.log_every=7"),
     *("--track.sample_every=20", "--checkpoint.every=50"),
 ]
-LAUNCH = [str(BIN / "accelerate"), "launch", "--config_file", "launch/cpu2.yaml", "-m", "distgan.train", *RECIPE]
+LAUNCH = [str(BIN / "accelerate"), "launch", "--config_file"]
 
 
-def start(run: Path, log: Path, *overrides: str) -> subprocess.Popen:
+def start(run: Path, log: Path, *overrides: str, launch_file: str = "launch/cpu2.yaml") -> subprocess.Popen:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.Popen(
-        [*LAUNCH, f"--run.dir={run}", *overrides],
+        [*LAUNCH, launch_file, "-m", "distgan.train", *RECIPE, f"--run.dir={run}", *overrides],
         cwd=REPOSITORY,
         env=environment | {"NETRC": "/dev/null"},
         stdout=log.open("w"),
@@ -128,6 +128,24 @@ def test_killing_the_launcher_leaves_no_orphan_and_the_same_command_goes_on(tmp_
     assert launch([*RECIPE, f"--run.dir={whole}", *until], world=2) == [0, 0]
     assert tensors(run, steps(run)[-1]) == tensors(whole, steps(whole)[-1])
     assert metrics(run) == metrics(whole)
+
+
+def test_a_signal_to_the_launcher_of_one_process_saves(tmp_path):
+    """Accelerate's launcher of one process forwards no signal: it dies, and the worker saves and leaves."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = start(run, log, "--train.steps=100000", "--track.to=none", launch_file="launch/gpu1.yaml")
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not metrics(run):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    while workers(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (saved,) = steps(run)[-1:]
+    assert f"stop signal: saving step {saved}\n" in log.read_text()
 
 
 def workers(run: Path) -> list[int]:

@@ -1,21 +1,44 @@
 """Exact resume: stopping anywhere and running the same command again is as if nothing had happened."""
 
+import functools
+import random
+import signal
+
 import pytest
 from conftest import TINY, metrics, steps, tensors
 from PIL import Image
-from programs import launch, unsettled_buckets
+from programs import (
+    float64,
+    forget_moments,
+    forget_the_meter,
+    launch,
+    plain_networks,
+    signal_at,
+    unsettled_buckets,
+)
 
 from distgan import load_generator
 from distgan.pictures import grid
 
 
-def stopped_and_resumed(tmp_path, world, *overrides, setups=()):
-    """A run stopped twice, between log points and samples, and the one that never was; their folders."""
+def stopped_and_resumed(tmp_path, world, *overrides, setups=(), number=None):
+    """A run stopped twice, at random steps, by `run.stop_at` or by a signal to one rank; and the one that never was."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"random stops from seed {seed}")  # shown where the test fails
+    stops = sorted(random.Random(seed).sample(range(1, 9), 2))
     assert launch([*TINY, f"--run.dir={whole}", *overrides], world=world, setups=setups) == [0] * world
-    for stop in (["--run.stop_at=5"], ["--run.stop_at=8"], []):
-        argv = [*TINY, f"--run.dir={parts}", *overrides, *stop]
-        assert launch(argv, world=world, setups=setups) == [0] * world
+    for stop in (*stops, None):
+        argv, faults = [*TINY, f"--run.dir={parts}", *overrides], list(setups)
+        if stop is not None and number is None:
+            argv.append(f"--run.stop_at={stop}")
+        elif stop is not None:
+            faults.append(functools.partial(signal_at, stop, random.Random(seed).randrange(world), number))
+        before = steps(parts)
+        assert launch(argv, world=world, setups=faults) == [0] * world
+        if number is not None and stop is not None and (not before or stop > before[-1]):
+            # Several ranks agree a step later, in which the flag travelled.
+            assert steps(parts)[-1] == stop + (world > 1)
     return whole, parts
 
 
@@ -30,6 +53,25 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, o
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)
     assert [record["step"] for record in metrics(whole)] == [3, 6, 9, 11]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_so_is_one_that_a_signal_to_any_rank_stopped(tmp_path, world, number):
+    whole, parts = stopped_and_resumed(tmp_path, world, number=number)
+    assert tensors(parts, 11) == tensors(whole, 11)
+    assert metrics(parts) == metrics(whole)
+
+
+@pytest.mark.parametrize(
+    ("fault", "seen"), [(forget_moments, tensors), (forget_the_meter, lambda run, _: metrics(run))]
+)
+def test_what_a_checkpoint_forgot_would_be_seen(tmp_path, fault, seen):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch([*TINY, f"--run.dir={whole}"]) == [0]
+    for stop in (["--run.stop_at=5"], []):
+        assert launch([*TINY, f"--run.dir={parts}", *stop], setups=[fault]) in ([0], [1])
+    assert steps(parts)[-1] != 11 or seen(parts, 11) != seen(whole, 11)
 
 
 def test_on_three_ranks_resuming_needs_the_gradient_buckets_settled(tmp_path):
@@ -55,9 +97,16 @@ def test_a_finished_run_is_left_alone_and_extended_on_request(tmp_path):
     assert {name: longer[name] for name in last} == last  # and has one grid more, of the former end
 
 
-def test_a_run_continues_on_another_number_of_processes(tmp_path):
-    run = tmp_path / "run"
-    assert launch([*TINY, f"--run.dir={run}", "--run.stop_at=5"], world=2) == [0, 0]
-    assert launch([*TINY, f"--run.dir={run}"]) == [0]
-    assert [record["step"] for record in metrics(run)] == [3, 6, 9, 11]
-    assert steps(run) == [5, 6, 11]
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_run_continues_on_another_number_of_processes(tmp_path, world):
+    """Losses of a network without batch norm, in float64, from a stop within a log interval on."""
+    argv = ["--model.architecture=plain", "--model.width=8", "--model.latent_dim=16", "--train.batch_size=12"]
+    argv += ["--data.flip=true", "--train.steps=11", "--track.to=none", "--track.log_every=3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    setups = [plain_networks, float64]
+    assert launch([*argv, f"--run.dir={whole}"], setups=setups) == [0]
+    assert launch([*argv, f"--run.dir={parts}", "--run.stop_at=5"], world=2, setups=setups) == [0, 0]
+    assert launch([*argv, f"--run.dir={parts}"], world=world, setups=setups) == [0] * world
+    assert [record["step"] for record in metrics(parts)] == [3, 6, 9, 11]
+    for ours, expected in zip(metrics(parts), metrics(whole), strict=True):
+        assert ours == pytest.approx(expected, rel=1e-9, abs=0)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import conftest  # noqa: F401  its cache, not the user's
 from programs import launch
 
 from distgan import checkpoint, load_generator

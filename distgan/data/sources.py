@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -112,6 +113,7 @@ def _fashion_mnist(data: DataConfig) -> Source:
         raise ValueError(f"data.split is {data.split}, but the IDX files have train and test.")
     images, labels = (Path(data.path) / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
     shape = _idx_shape(images)
+    _idx_shape(labels)
 
     def records() -> Iterator[Record]:
         pictures, targets = _idx(images, 3), _idx(labels, 1)
@@ -205,6 +207,8 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     import datasets
 
     datasets.disable_progress_bars()
+    # It says every retry aloud; what matters is said below, in one sentence.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         split = datasets.load_dataset(name, split=data.split)
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -258,7 +262,10 @@ def _columns(data: DataConfig, features: Any, name: str) -> tuple[str, str | Non
 def _record(name: str, values: Any, image: str, label: str | None, classes: tuple[str, ...] | None) -> Record:
     content, target = values.get(image), values.get(label) if label else None
     if isinstance(content, dict) and content.get("bytes") is None and content.get("path"):
-        content = {"bytes": Path(content["path"]).read_bytes()}
+        try:
+            content = {"bytes": Path(content["path"]).read_bytes()}
+        except OSError as error:
+            raise ValueError(f"{name} is kept in {content['path']}, which cannot be read.") from error
     encoded = content.get("bytes") if isinstance(content, dict) else None
     if target is not None and not (isinstance(target, int) and classes and -1 <= target < len(classes)):
         raise ValueError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")

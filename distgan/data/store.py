@@ -47,7 +47,7 @@ class Images:
     classes: tuple[str, ...] | None
     """Names of the labels."""
     fingerprint: str
-    """A hash of the source's content and of which pictures were skipped, so that a run never resumes on others."""
+    """A hash of the pictures as the source has them and of their labels, so that a run never resumes on others."""
     skipped: int
     """How many pictures could not be decoded and were left out."""
     folder: Path
@@ -138,9 +138,11 @@ def _prepare_alone(source: Source, data: DataConfig) -> Images:
     folder = store_folder(source, data)
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_suffix(".lock")):
+        with _lock(folder.with_suffix(".lock")) as alone:
             images = _open(folder)  # somebody else was first
             if images is None:
+                for leftover in folder.parent.glob(f"{folder.name}.*.tmp") if alone else ():  # of one that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _prepare(source, data, folder)
                 images = _open(folder)
     assert images is not None
@@ -162,11 +164,12 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
     try:
         labels: list[int] = []
         skipped: list[str] = []
+        content = hashlib.sha256()
         with (partial / "images.bin").open("wb") as stream:
             records: Iterable[Record] = source.records()
             if console.is_terminal:
                 records = track(records, f"preparing {data.source}", source.count, console=console, transient=True)
-            for record, pixels in _decoded(records, data, channels, skipped):
+            for record, pixels in _decoded(_hashed(records, content), data, channels, skipped):
                 stream.write(pixels.numpy().tobytes())
                 labels.append(-1 if record.label is None else record.label)
             stream.flush()
@@ -177,7 +180,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         described = {
             "shape": [len(labels), channels, data.image_size, data.image_size],
             "classes": source.classes,
-            "fingerprint": hashlib.sha256(json.dumps([source.fingerprint(), skipped]).encode()).hexdigest(),
+            "fingerprint": content.hexdigest(),
             "skipped": len(skipped),
         }
         (partial / "store.json").write_text(json.dumps(described))
@@ -196,6 +199,14 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
 
 
+def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:
+    """Takes each record's content and label into a hash: the same from the hub and from a copy of it."""
+    for record in records:
+        content = record.content if isinstance(record.content, bytes) else record.content.tobytes()
+        digest.update(f"{len(content)} {record.label}:".encode() + content)
+        yield record
+
+
 def _decoded(
     records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str]
 ) -> Iterator[tuple[Record, Tensor]]:
@@ -212,12 +223,14 @@ def _decoded(
 
 
 @contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Waits until no other process holds it. Where a file system has no locks, both prepare, which does no harm."""
+def _lock(file: Path) -> Iterator[bool]:
+    """Waits until no other process holds it. False where a file system has no locks: both prepare, which is harmless."""
     with file.open("a") as stream:
+        alone = False
         with contextlib.suppress(OSError):
             fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What every architecture shares: the generator's interface, modes, initialisation."""
+"""What every architecture shares: the generator's interface, and modes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
