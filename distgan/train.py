@@ -320,7 +320,7 @@ def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents
 def _where_things_lie(folder: RunFolder, step: int, config: Config) -> str:
     """The end of a run, for the user: each place, and the command to look at it."""
     done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
-    lines = [f"{done}: step {step} of {config.last_step}"]
+    lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
     pictures = sorted(folder.samples.glob("step_*.png"))
     if pictures:
         lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]

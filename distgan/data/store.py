@@ -224,7 +224,7 @@ def _decoded(
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[bool]:
-    """Waits until no other process holds it. False where a file system has no locks: both prepare, which is harmless."""
+    """Waits until no other process holds it. False where there are no file locks: both prepare, which is harmless."""
     with file.open("a") as stream:
         alone = False
         with contextlib.suppress(OSError):
