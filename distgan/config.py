@@ -88,6 +88,17 @@ class DataConfig:
     placement: Literal["auto", "device", "host"] = "auto"
     """Where the images live: in device memory, in host memory, or the first where it fits. Changes no batch."""
 
+    def __post_init__(self) -> None:
+        # Said rather than ignored; `path` has sentences of its own in sources.py.
+        settings = {"id": self.id, "image_column": self.image_column, "label_column": self.label_column}
+        settings["split"] = self.split if self.split != "train" else None
+        takes = {"digits": (), "folder": (), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
+        for key, value in settings.items():
+            if value is not None and key not in takes:
+                raise ValueError(
+                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out."
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -99,6 +110,9 @@ class ModelConfig:
     """Channels next to the image; they double with each halving of the resolution."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
+    sync_batchnorm: bool = True
+    """Take batch norm's statistics over the images of all ranks. If false each rank normalises by its own share, which
+    makes results depend on the number of ranks; rank zero's running statistics are then what is saved and exported."""
 
     def __post_init__(self) -> None:
         _at_least("model.width", self.width, 1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
 from distgan.config import TrainConfig
 
@@ -109,6 +109,8 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         mixed_precision=_MIXED_PRECISION[train.precision],
         kwargs_handlers=[
+            # A machine that is still preparing its images must not time the others out.
+            InitProcessGroupKwargs(timeout=_PATIENCE),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             # Every update of either network updates the one scaler; with one D step that is twice torch's usual 2000.
             GradScalerKwargs(growth_interval=4000),

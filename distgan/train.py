@@ -46,7 +46,7 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Whatever can be wrong, before any GPU or process group is touched.
 
-    loss, folder, images, shape, raw_G, raw_D, average = _prepare(config)
+    loss, folder, images, shape, raw_G, raw_D, average = _prepare(config, penalty)
     networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     claim = folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
 
@@ -57,6 +57,9 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     ranks = Ranks(accelerator)
     for network in networks.values():
         network.to(accelerator.device)
+    if ranks.world > 1 and config.model.sync_batchnorm:
+        models.synchronise(raw_G, accelerator.device)
+        models.synchronise(raw_D, accelerator.device)
     adam_G, adam_D = _adam(raw_G, config), _adam(raw_D, config)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
 
@@ -273,7 +276,7 @@ class _Prepared(NamedTuple):
     average: Average
 
 
-def _prepare(config: Config) -> _Prepared:
+def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but the prepared images in the cache."""
     distributed.check(config.train)
     loss = losses.build(config.loss.name)
@@ -282,6 +285,11 @@ def _prepare(config: Config) -> _Prepared:
     images = data.load(config.data, batch_size=config.train.batch_size)
     shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
+    if penalty is not None and models.has_batch_norm(discriminator):
+        raise ValueError(
+            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
+            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): use a discriminator without."
+        )
     average = Average(generator, half_life=config.ema.half_life, ramp=config.ema.ramp)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import os
+import socket
+import subprocess
 import tempfile
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="distgan-tests-")  # the prepared images
@@ -45,3 +49,22 @@ def tensors(run: Path, step: int) -> dict[str, str]:
     folder = run / "checkpoints" / f"step_{step:08d}"
     files = [*folder.glob("*.safetensors"), run / "generator" / "model.safetensors", *run.glob("samples/*.png")]
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import sklearn.datasets  # noqa: F401  for the server: the digits' import takes as long as all of a tiny run
@@ -27,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from distgan import checkpoint, cli, data, losses, models, train
 from distgan.models import Architecture, Generator
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["programs"])
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["programs"])
 # The server finds this module by PYTHONPATH alone; without it every rank would import torch anew.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
@@ -46,7 +48,7 @@ def launch(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        _processes.Process(target=_rank, args=(rank, world, port, list(argv), list(setups), log), daemon=True)
+        processes.Process(target=_rank, args=(rank, world, port, list(argv), list(setups), log), daemon=True)
         for rank in range(world)
     ]
     for rank in ranks:
@@ -183,6 +185,13 @@ def r1() -> None:
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
+def slow_to_prepare(rank: int, seconds: float) -> None:
+    """A rank whose machine is still preparing its images for longer than torch's ranks wait for each other."""
+    torch.distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=seconds / 3)
+    if os.environ.get("RANK") == str(rank):
+        time.sleep(seconds)
+
+
 def same_images_on_all_ranks() -> None:
     data.Batches = _with_first_share(data.Batches)
 
@@ -260,18 +269,20 @@ class _HostSyncs(TorchFunctionMode):
 
 
 class _AtenCounts(TorchDispatchMode):
-    """Synchronising ATen operations, and the bytes that each kind of collective is given."""
+    """Synchronising ATen operations; how often each kind of collective is called, and the bytes it is given."""
 
     def __init__(self, syncs: _HostSyncs) -> None:
         super().__init__()
         self.syncs = syncs
         self.wire: Counter[str] = Counter()
+        self.collectives: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in ("_local_scalar_dense", "nonzero", "equal", "masked_select") and not self.syncs.paused:
             self.syncs.counts[name] += 1
         if func.namespace == "c10d":
+            self.collectives[name] += 1
             self.wire[name] += sum(t.nbytes for t in tree_leaves(args) if isinstance(t, Tensor))
         return func(*args, **(kwargs or {}))
 
@@ -314,6 +325,7 @@ class _CountedHousekeeping(train.Housekeeping):
                 "flops": self._flops.get_total_flops(),
                 "host syncs": self._syncs.counts,
                 "wire": self._aten.wire,
+                "collectives": self._aten.collectives,
                 "discriminator gradients left": len(left),
             }
             _write_counts(self.path, self._counts)

@@ -15,9 +15,11 @@ STEPS = 4
 QUIET = [*TINY, "--track.log_every=100", "--track.sample_every=100", "--checkpoint.every=100", f"--train.steps={STEPS}"]
 
 
-def counted(tmp_path, *faults, world=1, d_steps=1):
+def counted(tmp_path, *extra, world=1, d_steps=1):
     counts = tmp_path / "counts.json"  # each rank adds its number
+    faults = [fault for fault in extra if callable(fault)]
     argv = [*QUIET, f"--run.dir={tmp_path / 'run'}", f"--train.d_steps={d_steps}"]
+    argv += [override for override in extra if isinstance(override, str)]
     assert launch(argv, world=world, setups=[functools.partial(count_step, counts), *faults]) == [0] * world
     return [json.loads((tmp_path / f"counts.json.{rank}").read_text()) for rank in range(world)]
 
@@ -49,9 +51,16 @@ def test_each_gradient_crosses_the_wire_once(tmp_path):
     G, D = models.build(ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1), seed=0)
     gradients = 4 * sum(p.numel() for network in (G, D) for p in network.parameters())
     stop_flag = 4  # on a CPU group of its own, read a step later
-    for step in counted(tmp_path, world=2):
+    (tmp_path / "plain").mkdir()
+    for step in counted(tmp_path / "plain", "--model.sync_batchnorm=false", world=2):
         assert step["host syncs"] == {}
         assert step["wire"] == {"allreduce_": gradients + stop_flag}
+        plain = step["collectives"]["allreduce_"]
+    # Batch norm, synchronised: one gather per layer and pass through it in training, forward or backward.
+    in_G, in_D, passes_G, passes_D = 3, 2, 2, 6
+    for step in counted(tmp_path, world=2):
+        assert step["host syncs"] == {}
+        assert step["collectives"] == {"allreduce_": plain, "_allgather_base_": in_G * passes_G + in_D * passes_D}
 
 
 def flops_by_hand(*, width, latent_dim, batch):

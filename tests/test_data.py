@@ -4,17 +4,19 @@ import gzip
 import io
 import shutil
 import struct
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import processes
 from sklearn.datasets import load_digits
 
 from distgan import data
 from distgan.config import DataConfig
-from distgan.data import store
+from distgan.data import sources, store
 
 
 def cifar_folder(folder, pictures, *, column="img", parts=2):
@@ -253,6 +255,88 @@ def test_a_cache_that_cannot_be_written_or_is_too_small(tmp_path, pictures, monk
         data.load(DataConfig(source="cifar10", path=str(folder), cache=str(tmp_path / "small")))
 
 
+def prepare_at_once(config, start, results):
+    start.wait()
+    images = data.load(config)
+    results.put((str(images.folder), images.pixels.double().sum().item(), len(images.labels)))
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "no locks"])
+def test_jobs_that_prepare_the_same_data_at_once_do_no_harm(tmp_path, locks):
+    """Without file locks, as on some cluster file systems, each prepares the store and one of them is kept."""
+    start, results = processes.Barrier(3), processes.Queue()
+    config = DataConfig(cache=str(tmp_path))
+    target = prepare_at_once if locks else prepare_without_locks
+    jobs = [processes.Process(target=target, args=(config, start, results)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    seen = {results.get(timeout=60) for _ in jobs}
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert seen == {(str(data.load(config).folder), data.load(DataConfig()).pixels.double().sum().item(), 1797)}
+    assert [folder.name for folder in (tmp_path / "stores").iterdir() if ".tmp" in folder.name] == []
+
+
+def prepare_without_locks(*args):
+    store.fcntl.flock = no_locks
+    prepare_at_once(*args)
+
+
+def no_locks(*args):
+    raise OSError(38, "Function not implemented")
+
+
+def test_a_disk_that_fills_while_the_store_is_written_is_said_and_nothing_left(small_disk, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**40})())
+    with pytest.raises(ValueError, match=r"cannot be written \(No space left on device\): choose another"):
+        data.load(DataConfig(cache=str(small_disk)))  # 1.8 MB
+    assert [file for file in small_disk.rglob("*.bin")] == []
+
+
+def test_a_preview_is_of_the_whole_source(tmp_path, pictures):
+    """Sorted by class as a folder is, its first pictures would show one class alone; each kind of source can spread."""
+    for i in range(8):
+        (tmp_path / "folder" / str(i)).mkdir(parents=True)
+        for j in range(5):
+            Image.new("L", (32, 32), 10 * i).save(tmp_path / "folder" / str(i) / f"{j}.png")
+    config = DataConfig(source="folder", path=str(tmp_path / "folder"))
+    seen = store.preview(sources.find(config), config, 8)
+    assert seen[:, 0, 0, 0].tolist() == [10 * i for i in range(8)]
+    parquet = DataConfig(source="cifar10", path=str(cifar_folder(tmp_path / "parquet", pictures)))
+    assert np.array_equal(store.preview(sources.find(parquet), parquet, 11), in_file_order(pictures))
+    assert np.array_equal(store.preview(sources.find(parquet), parquet, 6)[:3], in_file_order(pictures)[:6:2])
+    idx = DataConfig(source="fashion_mnist", path=str(idx_folder(tmp_path / "idx", pictures[..., 0], [*range(10), 0])))
+    assert np.array_equal(store.preview(sources.find(idx), idx, 6)[:, 0], pictures[::2, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"source": "digits", "split": "test"},
+        {"source": "folder", "label_column": "label"},
+        {"source": "digits", "image_column": "img"},
+        {"source": "cifar10", "id": "owner/name"},
+    ],
+)
+def test_settings_that_a_source_does_not_take_are_refused(settings):
+    (key,) = settings.keys() - {"source"}
+    with pytest.raises(
+        ValueError, match=rf"data\.{key} is .*, but data\.source {settings['source']} has no such thing"
+    ):
+        DataConfig(**settings)
+
+
+def test_fashion_mnist_as_debian_packages_it(tmp_path):
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    images = data.load(DataConfig(source="fashion_mnist", path=str(folder), split="test", cache=str(tmp_path)))
+    assert images.pixels.shape == (10_000, 1, 32, 32)
+    assert torch.bincount(images.labels).tolist() == [1000] * 10
+    assert images.classes[int(images.labels[0])] == "Ankle boot"
+
+
 def damaged(content, rng):
     """Bits flipped, a piece cut out, the end missing, or rubbish put in."""
     content = bytearray(content)
@@ -269,14 +353,18 @@ def damaged(content, rng):
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "idx", "parquet"])
+KINDS = {"png": "PNG", "jpg": "JPEG", "gif": "GIF", "webp": "WEBP", "tif": "TIFF", "bmp": "BMP", "ppm": "PPM"}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "images", "labels", "parquet"])
 def test_200_damaged_files_give_a_sentence_or_the_right_pictures(tmp_path, pictures, kind):
-    """JPEG and GIF have no checksums: there a flipped bit may give other pixels, and only the sentence is tested."""
+    """Only PNG, gzip and parquet keep checksums: a picture of another kind that is damaged can be a picture all the
+    same, of other pixels, and there only the sentence is tested."""
     rng = np.random.default_rng(1)
     config = {"source": "folder", "path": str(tmp_path / "data"), "cache": str(tmp_path / "cache")}
-    if kind == "idx":
+    if kind in ("images", "labels"):
         folder = idx_folder(tmp_path / "data", pictures[:4, :, :, 0], [1, 2, 3, 4])
-        victim, config["source"] = folder / "train-images-idx3-ubyte.gz", "fashion_mnist"
+        (victim,), config["source"] = folder.glob(f"train-{kind}-*.gz"), "fashion_mnist"
         expected = pictures[:4, None, :, :, 0]
     elif kind == "parquet":
         folder = cifar_folder(tmp_path / "data", pictures[:4], parts=1)
@@ -285,7 +373,7 @@ def test_200_damaged_files_give_a_sentence_or_the_right_pictures(tmp_path, pictu
     else:
         (tmp_path / "data").mkdir()
         victim = tmp_path / "data" / f"picture.{kind}"
-        victim.write_bytes(encoded(pictures[0], {"png": "PNG", "jpg": "JPEG", "gif": "GIF"}[kind]))
+        victim.write_bytes(encoded(pictures[0], KINDS[kind]))
         expected = pictures[:1].transpose(0, 3, 1, 2)
     whole, refused = victim.read_bytes(), 0
     for _ in range(200):
@@ -297,6 +385,7 @@ def test_200_damaged_files_give_a_sentence_or_the_right_pictures(tmp_path, pictu
             assert "\n" not in str(error)
         else:
             assert images.pixels.shape[1:] == expected.shape[1:]
-            if kind not in ("jpg", "gif"):
+            if kind not in KINDS or kind == "png":
                 assert np.array_equal(images.pixels.numpy(), expected)
+                assert kind != "labels" or images.labels.tolist() == [1, 2, 3, 4]
     assert refused > 20

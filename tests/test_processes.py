@@ -1,7 +1,9 @@
 """The same updates on any number of processes."""
 
+import functools
+
 import pytest
-from conftest import metrics
+from conftest import REPOSITORY, metrics
 from programs import (
     float64,
     launch,
@@ -10,6 +12,7 @@ from programs import (
     r1,
     same_images_on_all_ranks,
     same_latents_on_all_ranks,
+    slow_to_prepare,
 )
 
 PLAIN = [
@@ -42,6 +45,37 @@ def test_losses_do_not_depend_on_the_number_of_processes(tmp_path, setups, steps
         for fault in (same_images_on_all_ranks, same_latents_on_all_ranks):
             faulty = losses_of(tmp_path, fault.__name__, 2, [fault], f"--train.steps={steps}")
             assert faulty != pytest.approx(one, rel=1e-4, abs=0)  # the test above would have seen it
+
+
+# The DCGAN recipe, narrow. At a higher rate than its own, Adam's first steps turn rounding into larger differences.
+DCGAN = [f"--config={REPOSITORY}/configs/cifar10_dcgan.yaml", "--data.source=digits", "--model.width=8"]
+DCGAN += ["--train.batch_size=24", "--track.to=none", "--track.log_every=1"]
+
+
+@pytest.mark.parametrize(("setups", "steps", "tolerance"), [([], 5, 1e-3), ([float64], 20, 1e-9)], ids=["fp32", "fp64"])
+def test_nor_do_those_of_a_dcgan_whose_batch_norm_is_synchronised(tmp_path, setups, steps, tolerance):
+    def dcgan(world, *overrides):
+        run = tmp_path / f"{world}{len(overrides)}"
+        argv = [*DCGAN, f"--run.dir={run}", f"--train.steps={steps}", *overrides]
+        assert launch(argv, world=world, setups=setups) == [0] * world
+        return [record[key] for record in metrics(run) for key in LOSSES]
+
+    one = dcgan(1)
+    for world in (2, 3, 4):
+        assert dcgan(world) == pytest.approx(one, rel=tolerance, abs=0)
+    assert dcgan(2, "--model.sync_batchnorm=false") != pytest.approx(one, rel=tolerance, abs=0)
+
+
+def test_a_penalty_on_a_discriminator_with_batch_norm_is_refused(tmp_path):
+    log = tmp_path / "log"
+    argv = [*PLAIN, "--model.architecture=dcgan", f"--run.dir={tmp_path / 'run'}"]
+    assert launch(argv, setups=[r1], log=log) == [2]
+    assert "the gradient at one image depends on the others of its batch" in log.read_text()
+
+
+def test_a_machine_that_prepares_its_images_slowly_does_not_time_the_others_out(tmp_path):
+    argv = [*PLAIN, f"--run.dir={tmp_path / 'run'}", "--train.steps=1"]
+    assert launch(argv, world=2, setups=[plain_networks, functools.partial(slow_to_prepare, 1, 6)]) == [0, 0]
 
 
 def test_a_paired_loss_and_a_penalty_from_outside_fit_the_loop_on_any_number_of_processes(tmp_path):

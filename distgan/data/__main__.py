@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"classes      {len(source.classes)}: {', '.join(source.classes)}" if source.classes else "classes      none")
     channels = data.channels or source.channels
     sizes = _sizes(source)
-    print(f"sizes        {', '.join(sizes)} in the first {min(_SAMPLE, source.count)}")
+    print(f"sizes        {', '.join(sizes)} among {min(_SAMPLE, source.count)} of them")
     print(f"fed as       {data.image_size}x{data.image_size}x{channels}")
     folder = store.store_folder(source, data)
     if arguments.prepare:
@@ -82,13 +84,9 @@ def _source_names() -> tuple[str, ...]:
 
 
 def _sizes(source: sources.Source) -> list[str]:
-    """Sizes and modes of the first pictures, the most frequent first."""
-    import io
-    from collections import Counter
-    from itertools import islice
-
+    """Sizes and modes of some pictures, the most frequent first."""
     seen: Counter[str] = Counter()
-    for record in islice(source.records(), _SAMPLE):
+    for record in store.spread(source, _SAMPLE):
         if isinstance(record.content, bytes):
             try:
                 with Image.open(io.BytesIO(record.content)) as image:

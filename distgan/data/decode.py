@@ -8,6 +8,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+# Pillow warns of a decompression bomb and decodes it. Filters are the process's, so this cannot be done around a call:
+# threads decode.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
 
 def picture(content: bytes | np.ndarray, *, size: int, channels: int) -> Tensor:
     """Decodes and fits one picture: uint8 (channels, size, size).
@@ -34,13 +38,11 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int) -> Tensor:
 
 def _open(content: bytes, mode: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as checked:
-                checked.verify()  # PNG's checksums, which decoding alone does not look at
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return _to_mode(ImageOps.exif_transpose(image), mode)
+        with Image.open(io.BytesIO(content)) as checked:
+            checked.verify()  # PNG's checksums, which decoding alone does not look at
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return _to_mode(ImageOps.exif_transpose(image), mode)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError("would decode to more pixels than Pillow allows (a decompression bomb)") from error
     except Exception as error:  # damaged files raise nearly everything in Pillow's decoders

@@ -45,8 +45,8 @@ class Record:
 class Source:
     """A training set that nobody has decoded yet."""
 
-    records: Callable[[], Iterator[Record]]
-    """Its images, in an order that never changes. Raises ValueError where the files are damaged."""
+    records: Callable[[int], Iterator[Record]]
+    """Every n-th of its images, in an order that never changes. Raises ValueError where the files are damaged."""
     count: int
     """How many records there are."""
     channels: int
@@ -92,9 +92,9 @@ def _digits(data: DataConfig) -> Source:
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).astype(np.float32)
 
-    def records() -> Iterator[Record]:
-        for i, (picture, label) in enumerate(zip(pixels, bunch.target, strict=True)):
-            yield Record(f"digit {i}", picture, int(label))
+    def records(every: int) -> Iterator[Record]:
+        for i in range(0, len(pixels), every):
+            yield Record(f"digit {i}", pixels[i], int(bunch.target[i]))
 
     salt = hashlib.sha256(np.ascontiguousarray(bunch.images).data).hexdigest()
     return Source(records=records, count=len(pixels), channels=1, classes=tuple("0123456789"), salt=salt)
@@ -115,14 +115,14 @@ def _fashion_mnist(data: DataConfig) -> Source:
     shape = _idx_shape(images)
     _idx_shape(labels)
 
-    def records() -> Iterator[Record]:
+    def records(every: int) -> Iterator[Record]:
         pictures, targets = _idx(images, 3), _idx(labels, 1)
         if len(pictures) != len(targets):
             raise ValueError(f"{images} has {len(pictures)} images, but {labels} has {len(targets)} labels.")
         if len(targets) and targets.max() >= len(_FASHION_MNIST):
             raise ValueError(f"{labels} has labels up to {targets.max()}, but there are 10 classes.")
-        for i, (picture, label) in enumerate(zip(pictures, targets, strict=True)):
-            yield Record(f"image {i} of {images.name}", picture, int(label))
+        for i in range(0, len(pictures), every):
+            yield Record(f"image {i} of {images.name}", pictures[i], int(targets[i]))
 
     return Source(records=records, count=shape[0], channels=1, classes=_FASHION_MNIST, files=(images, labels))
 
@@ -145,8 +145,8 @@ def _folder(data: DataConfig) -> Source:
     named = {top for top in tops if top is not None}
     classes = tuple(sorted(named)) if named and None not in tops else None
 
-    def records() -> Iterator[Record]:
-        for file, top in zip(files, tops, strict=True):
+    def records(every: int) -> Iterator[Record]:
+        for file, top in zip(files[::every], tops[::every], strict=True):
             label = classes.index(top) if classes is not None and top is not None else None
             try:
                 content = file.read_bytes()
@@ -188,15 +188,16 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
     image, label, classes = _columns(data, features, name)
     count = sum(file.metadata.num_rows for file in opened)
 
-    def records() -> Iterator[Record]:
+    def records(every: int) -> Iterator[Record]:
         columns = [image, *([label] if label else [])]
         for file, reader in zip(files, opened, strict=True):
             batches = reader.iter_batches(batch_size=256, columns=columns)
             row = 0
             while (batch := _arrow(file, next, batches, None)) is not None:
-                for values in _arrow(file, batch.to_pylist):
-                    yield _record(f"row {row} of {file}", values, image, label, classes)
-                    row += 1
+                chosen = range(-row % every, len(batch), every)
+                for i, values in zip(chosen, _arrow(file, batch.take(list(chosen)).to_pylist), strict=True):
+                    yield _record(f"row {row + i} of {file}", values, image, label, classes)
+                row += len(batch)
 
     return _not_empty(
         Source(records=records, count=count, channels=channels, classes=classes, files=files, salt=image), data, name
@@ -225,8 +226,9 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     image, label, classes = _columns(data, split.features, name)
     raw = split.cast_column(image, datasets.Image(decode=False))
 
-    def records() -> Iterator[Record]:
-        for row, values in enumerate(raw):
+    def records(every: int) -> Iterator[Record]:
+        rows = range(0, len(raw), every)
+        for row, values in zip(rows, raw.select(rows), strict=True):
             yield _record(f"row {row} of {name}", values, image, label, classes)
 
     files = tuple(Path(file["filename"]) for file in split.cache_files)

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from distgan.data.decode import picture
 from distgan.data.sources import Record, Source
 
 _FORMAT = 1
+_CHUNK = 256  # pictures in memory at once while they are decoded
+_TELL_EVERY = 30.0  # seconds between lines of progress in a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,16 +96,23 @@ def store_folder(source: Source, data: DataConfig) -> Path:
 
 
 def preview(source: Source, data: DataConfig, count: int) -> Tensor:
-    """The first images as the networks would be fed them, uint8 (at most count, C, H, W); touches no cache.
+    """Images from all over the source as the networks would be fed them, uint8 (at most count, C, H, W).
+
+    Touches no cache.
 
     Raises:
         ValueError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
     """
-    first = itertools.islice(source.records(), count)
-    pixels = [pixels for _, pixels in _decoded(first, data, data.channels or source.channels, [])]
+    chosen = spread(source, count)
+    pixels = [pixels for _, pixels in _decoded(chosen, data, data.channels or source.channels, [])]
     if not pixels:
-        raise ValueError(f"none of the first {count} pictures can be decoded.")
+        raise ValueError(f"none of {count} pictures can be decoded.")
     return torch.stack(pixels)
+
+
+def spread(source: Source, count: int) -> Iterator[Record]:
+    """At most so many records, from all over the source: sorted as it may be by class, its beginning shows but one."""
+    return itertools.islice(source.records(-(-source.count // count)), count)
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -166,9 +176,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         skipped: list[str] = []
         content = hashlib.sha256()
         with (partial / "images.bin").open("wb") as stream:
-            records: Iterable[Record] = source.records()
-            if console.is_terminal:
-                records = track(records, f"preparing {data.source}", source.count, console=console, transient=True)
+            records = _with_progress(source.records(1), f"preparing {data.source}", source.count, console)
             for record, pixels in _decoded(_hashed(records, content), data, channels, skipped):
                 stream.write(pixels.numpy().tobytes())
                 labels.append(-1 if record.label is None else record.label)
@@ -199,6 +207,19 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
 
 
+def _with_progress(records: Iterator[Record], what: str, count: int, console: Console) -> Iterator[Record]:
+    """Shows a bar, or in a job's log a line now and then."""
+    if console.is_terminal:
+        yield from track(records, what, count, console=console, transient=True)
+        return
+    told = time.monotonic()
+    for i, record in enumerate(records):
+        if time.monotonic() - told > _TELL_EVERY:
+            told = time.monotonic()
+            console.print(f"{what}: {i:,} of {count:,} images", soft_wrap=True)
+        yield record
+
+
 def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:
     """Takes each record's content and label into a hash: the same from the hub and from a copy of it."""
     for record in records:
@@ -210,16 +231,30 @@ def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Reco
 def _decoded(
     records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str]
 ) -> Iterator[tuple[Record, Tensor]]:
-    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed."""
-    for record in records:
+    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed.
+
+    Threads decode, a chunk at a time: Pillow's decoders let go of Python's lock.
+    """
+
+    def attempt(record: Record) -> Tensor | ValueError:
         try:
-            yield record, picture(record.content, size=data.image_size, channels=channels)
+            return picture(record.content, size=data.image_size, channels=channels)
         except ValueError as error:
-            if not data.skip_bad:
-                raise ValueError(
-                    f"{record.name} {error}: mend or remove it, or leave such pictures out with --data.skip_bad=true."
-                ) from error
-            skipped.append(record.name)
+            return error
+
+    remaining = iter(records)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        while chunk := list(itertools.islice(remaining, _CHUNK)):
+            for record, outcome in zip(chunk, pool.map(attempt, chunk), strict=True):
+                if isinstance(outcome, Tensor):
+                    yield record, outcome
+                elif data.skip_bad:
+                    skipped.append(record.name)
+                else:
+                    raise ValueError(
+                        f"{record.name} {outcome}: mend or remove it, or leave such pictures out with "
+                        "--data.skip_bad=true."
+                    ) from outcome
 
 
 @contextlib.contextmanager

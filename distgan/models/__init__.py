@@ -9,9 +9,21 @@ from torch import nn
 from distgan import seeding
 from distgan.config import ModelConfig, nearest
 from distgan.models import dcgan
+from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.layers import Generator, eval_mode, frozen
 
-__all__ = ["ARCHITECTURES", "Architecture", "Generator", "Shape", "build", "build_generator", "eval_mode", "frozen"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Generator",
+    "Shape",
+    "build",
+    "build_generator",
+    "eval_mode",
+    "frozen",
+    "has_batch_norm",
+    "synchronise",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
