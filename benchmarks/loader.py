@@ -96,7 +96,7 @@ def measure_share(scratch: Path) -> None:
 
 def distgan_batches(images: data.Images, prepared: DataConfig) -> Iterator[torch.Tensor]:
     feed = data.Batches(
-        images, prepared, seed=0, batch_size=BATCH, d_steps=1, share=slice(0, BATCH), device=torch.device("cpu")
+        images, prepared, seed=0, batch_size=BATCH, d_steps=1, shares=[slice(0, BATCH)], device=torch.device("cpu")
     )
     return (feed.at(step, 0)[0] for step in itertools.count())
 

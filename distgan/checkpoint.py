@@ -18,7 +18,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from distgan.config import ModelConfig
+from distgan.errors import NotFiniteError
 from distgan.models import Generator, Shape, build_generator
 
 logger = logging.getLogger(__name__)
@@ -38,21 +40,29 @@ FORMAT = 1
 _STEP = re.compile(r"step_(\d{8,})")
 
 
-class NotFiniteError(RuntimeError):
-    """A tensor to be saved has a number that is not finite: the training has diverged."""
+Files = Mapping[str, Mapping[str, Tensor]]  # tensors by file, without its suffix, and name
 
 
-def save(
-    root: Path,
-    step: int,
-    *,
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, tuple[torch.optim.Optimizer, nn.Module]],
-    state: Mapping[str, Any],
-) -> Path:
+def snapshot(
+    *, networks: Mapping[str, nn.Module], optimizers: Mapping[str, tuple[torch.optim.Optimizer, nn.Module]]
+) -> Files:
+    """Copies what a checkpoint holds to host memory, so that it can be written while training goes on.
+
+    Each optimiser comes with the network whose parameters it moves.
+    """
+    files: dict[str, dict[str, Tensor]] = {name: network.state_dict() for name, network in networks.items()}
+    for name, (optimizer, network) in optimizers.items():
+        files[f"{name}_optimizer"] = _slots(optimizer, network)
+    return {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for file, tensors in files.items()
+    }
+
+
+def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
     """Commits a checkpoint and returns its folder; one of that step that is there already is left as it is.
 
-    Each optimiser comes with the network whose parameters it moves. To be called on one process only.
+    To be called on one process only.
 
     Raises:
         NotFiniteError: a tensor has a number that is not finite; nothing was committed.
@@ -61,9 +71,6 @@ def save(
     final = root / f"step_{step:08d}"
     if final.exists():
         return final
-    files: dict[str, dict[str, Tensor]] = {name: network.state_dict() for name, network in networks.items()}
-    for name, (optimizer, network) in optimizers.items():
-        files[f"{name}_optimizer"] = _slots(optimizer, network)
     for file, tensors in files.items():
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -88,6 +95,29 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+class Background:
+    """Runs one piece of work at a time beside the training, and tells at `finish` what it met."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begins a piece of work; the one before must be finished."""
+        assert self._running is None
+        self._running = self._pool.submit(work)
+
+    def failed(self) -> bool:
+        """Whether the work has ended with an error, which `finish` will raise."""
+        return self._running is not None and self._running.done() and self._running.exception() is not None
+
+    def finish(self) -> None:
+        """Waits for the work, if there is any, and raises the error that it met."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
 
 
 def load(
@@ -153,6 +183,11 @@ def newest(root: Path, *, set_aside: bool) -> Path | None:
     return None
 
 
+def any_in(root: Path) -> bool:
+    """Whether any checkpoint lies there, whole or not, or moved aside."""
+    return root.is_dir() and any(folder.suffix != ".tmp" for folder in root.glob("step_*"))
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a folder is a checkpoint whose every file is what its manifest says."""
     return _problem(folder) is None
@@ -174,7 +209,7 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
             shutil.rmtree(doomed, ignore_errors=True)  # what is left is removed at the next start
 
 
-def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape: Shape, *, step: int) -> None:
+def save_generator(folder: Path, weights: Mapping[str, Tensor], model: ModelConfig, shape: Shape, *, step: int) -> None:
     """Writes an exported generator; each file is replaced in one piece, so that a reader never finds half of one."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -185,12 +220,17 @@ def save_generator(folder: Path, generator: Generator, model: ModelConfig, shape
         "step": step,
     }
     contents = {
-        "model.safetensors": _to_bytes(generator.state_dict()),
+        "model.safetensors": _to_bytes(weights),
         "config.json": _json(config),
     }
     for name, content in contents.items():
-        _write(folder / f"{name}.tmp", content)
-        (folder / f"{name}.tmp").replace(folder / name)
+        partial = folder / f"{name}.tmp"
+        try:
+            _write(partial, content)
+            partial.replace(folder / name)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     _sync_folder(folder)
 
 

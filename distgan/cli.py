@@ -1,7 +1,7 @@
 """`distgan VERB`: finds the verb, and turns errors into sentences and exit codes.
 
 Exit codes: 0 done, or stopped and saved; 1 an error of ours or of the machine, with its traceback; 2 a mistake of the
-user's, one sentence; 3 the training diverged, one sentence; 130 interrupted before anything could be saved.
+user's; 3, 4 and 5 as in errors.py; 130 interrupted before anything could be saved. All but 1 with one sentence.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from distgan import __version__
+from distgan.errors import StoppedError, is_spoken_for
 
 VERBS = {
     "train": "train a GAN, or resume a run",
@@ -43,11 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(error)
         return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "NotFiniteError":
-            raise
+    except StoppedError as error:
         _say(error)
-        return 3
+        return error.exit_code
+    except Exception as error:
+        if not is_spoken_for(error):
+            raise
+        return 1
     return 0
 
 
@@ -69,11 +72,12 @@ def _ours(error: ValueError) -> bool:
 
 
 def _say(error: Exception) -> None:
-    """Says it once per machine: the launcher ends all ranks when one leaves, so the others let the first speak."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"distgan: error: {error}", file=sys.stderr, flush=True)
-    else:
+    """Says it once: the launcher ends all ranks when one leaves, so a machine's other ranks let its first speak."""
+    if is_spoken_for(error):
+        return
+    if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):
         time.sleep(3)
+    print(f"distgan: error: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,12 @@ class RunConfig:
     """Train this many generator updates beyond `train.steps`: more steps of the same run."""
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
+    timeout: float = 600
+    """Seconds within which the job ends, saying which rank it was, once a rank died or hangs. One step must be shorter;
+    what rank zero does alone need not be."""
 
     def __post_init__(self) -> None:
+        _positive("run.timeout", self.timeout)
         _at_least("run.seed", self.seed, 0)
         _at_least("run.extend", self.extend, 0)
         if self.stop_at is not None:
@@ -168,6 +172,9 @@ class TrainConfig:
     """Discriminator updates before each generator update, each on fresh images."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks; weights and losses stay in fp32. bf16 is the mixed precision we advise."""
+    max_batch_per_device: int | None = None
+    """Where a rank's share of a batch is larger, accumulate gradients over equal parts of at most this many images: the
+    same update from less memory, for one more forward pass of the generator. Not with batch norm."""
     init_from: str | None = None
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
@@ -177,6 +184,8 @@ class TrainConfig:
         _at_least("train.steps", self.steps, 1)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.d_steps", self.d_steps, 1)
+        if self.max_batch_per_device is not None:
+            _at_least("train.max_batch_per_device", self.max_batch_per_device, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +194,11 @@ class CheckpointConfig:
 
     every: int = 1000
     """Save every so many steps; also at the end, at `run.stop_at` and on a stop signal."""
+    every_minutes: float | None = None
+    """Save, too, when so many minutes have passed since the last time."""
+    on_error: Literal["retry", "stop"] = "retry"
+    """When the disk is full or fails while something is recorded: say so, train on and try again at the next log point;
+    or stop. Whatever was saved before is kept, and the end of a run that could not be saved is an error either way."""
     keep_last: int = 3
     """Keep so many of the newest checkpoints."""
     keep_every: int | None = None
@@ -192,6 +206,8 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         _at_least("checkpoint.every", self.every, 1)
+        if self.every_minutes is not None:
+            _positive("checkpoint.every_minutes", self.every_minutes)
         _at_least("checkpoint.keep_last", self.keep_last, 1)
         if self.keep_every is not None:
             _at_least("checkpoint.keep_every", self.keep_every, 1)
@@ -241,7 +257,9 @@ class Config:
 
 
 # Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
-_HOUSEKEEPING = re.compile(r"run\.(dir|extend|stop_at)|data\.(path|cache|placement)|checkpoint\..*|track\..*")
+_HOUSEKEEPING = re.compile(
+    r"run\.(dir|extend|stop_at|timeout)|data\.(path|cache|placement)|train\.max_batch_per_device|checkpoint\..*|track\..*"
+)
 
 
 def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> tuple[Config, bool]:
@@ -296,6 +314,12 @@ def mathematical_differences(saved: Config, new: Config) -> list[str]:
         for key in old
         if old[key] != new_values[key] and not _HOUSEKEEPING.fullmatch(key)
     ]
+
+
+def common(config: Config) -> dict[str, Any]:
+    """What must be the same on every rank of a run, by dotted key: all but where a machine finds and keeps the data."""
+    values = _flatten(as_dict(config))
+    return {key: value for key, value in values.items() if key not in ("data.path", "data.cache")}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """Ranks: the only place that configures Accelerate, and all that processes must agree on.
 
 Training data never passes through here but for DDP's gradients, which Accelerate's wrappers reduce. What rank zero
-decides or does alone goes through `on_rank_zero`, over a group of its own whose patience is long: nothing that rank
-zero is slow at makes the others time out.
+decides or does alone goes through `on_rank_zero`, over a group of its own. Groups wait with endless patience: nothing
+that one rank is slow at makes the others time out; the watchdog notices who is lost.
 """
 
 import ctypes
@@ -11,9 +11,10 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 
 from distgan.config import TrainConfig
+from distgan.errors import spoken_for
+from distgan.watchdog import Watchdog
 
 T = TypeVar("T")
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-_PATIENCE = timedelta(days=7)  # of those who wait for what rank zero does alone
+_PATIENCE = timedelta(days=7)  # of those who wait; see watchdog.py
 
 
 def launched_ranks() -> tuple[int, int]:
@@ -87,6 +90,13 @@ def check(train: TrainConfig) -> None:
         raise ValueError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
 
 
+def pieces(train: TrainConfig) -> int:
+    """Into how many equal parts a rank's share of a batch is cut, for `train.max_batch_per_device`."""
+    share = train.batch_size // launched_ranks()[1]
+    most = train.max_batch_per_device or share
+    return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+
+
 def start(train: TrainConfig, *, tracker: str) -> Accelerator:
     """Collective: joins the process group and returns the one Accelerator.
 
@@ -126,36 +136,64 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
 class Ranks:
     """What the ranks of a started process group agree on. Collective: made on every rank at the same point."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, *, timeout: float) -> None:
+        """Args: the one Accelerator; `run.timeout` in seconds."""
         self.accelerator = accelerator
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+        self.watchdog = Watchdog(self.rank, self.world, timeout=timeout) if self.world > 1 else None
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         """fp16's loss scaler, one for both networks; None in other precisions."""
         return self.accelerator.scaler
 
-    def share(self, batch_size: int) -> slice:
-        """This rank's part of a global batch."""
-        size = batch_size // self.world
-        return slice(self.rank * size, (self.rank + 1) * size)
+    def shares(self, train: TrainConfig) -> list[slice]:
+        """This rank's part of a global batch, in equal pieces of at most `train.max_batch_per_device` images."""
+        size, count = train.batch_size // self.world, pieces(train)
+        first, step = self.rank * size, size // count
+        return [slice(start, start + step) for start in range(first, first + size, step)]
+
+    def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one piece: only with the last do gradients cross the wire, all at once."""
+        return nullcontext() if last else self.accelerator.no_sync(network)
+
+    def refuse_differences(self, described: dict[str, Any]) -> None:
+        """Collective: refuses ranks that describe themselves otherwise than rank zero.
+
+        Raises:
+            ValueError: on all ranks, naming the rank and what differs.
+        """
+        all_ranks = self.gather(described)
+        expected = all_ranks[0]
+        for rank, theirs in enumerate(all_ranks):
+            differences = [
+                f"{key}: {expected.get(key)} on rank 0, {theirs.get(key)} on rank {rank}"
+                for key in expected | theirs
+                if expected.get(key) != theirs.get(key)
+            ]
+            if differences:
+                error = ValueError(
+                    f"rank {rank} differs from rank 0 ({'; '.join(differences)}): every process of a run needs the "
+                    "same recipe, data and versions."
+                )
+                raise error if self.rank == 0 else spoken_for(error)
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Collective: runs an action on rank zero; every rank returns its result, or raises its error."""
+        if self.watchdog is None:
+            return action()
         outcome: list[Any] = [None, None]
         if self.rank == 0:
-            try:
-                outcome[0] = action()
-            except Exception as error:
-                if self._group is None:
-                    raise
-                outcome[1] = error
-        if self._group is not None:
-            dist.broadcast_object_list(outcome, src=0, group=self._group)
+            with self.watchdog.alone():
+                try:
+                    outcome[0] = action()
+                except Exception as error:
+                    outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
         if outcome[1] is not None:
-            raise outcome[1]
+            raise outcome[1] if self.rank == 0 else spoken_for(outcome[1])
         return outcome[0]
 
     def gather(self, value: T) -> list[T]:
@@ -172,29 +210,46 @@ class Ranks:
             print(text, flush=True)
 
     def leave(self) -> None:
-        """Collective: ends the process group."""
+        """Collective: ends the watch and the process group."""
+        if self.watchdog is not None:
+            self.gather(None)  # nobody leaves while another still waits for it
+            self.watchdog.stop()
         self.accelerator.state.destroy_process_group()
 
-    def stop_signals(self) -> "StopSignals":
-        return StopSignals(self._group)
+    def requests(self) -> "Requests":
+        return Requests(self._group)
 
 
-class StopSignals:
-    """Ctrl-C and SIGTERM, turned into a decision that all ranks take at the same step.
+class Agreed(NamedTuple):
+    """What all ranks do at the same step."""
 
-    The flag of each step is reduced over a CPU group of its own while the step after runs, and read then: the training
-    stream is never waited for.
+    stop: bool
+    """Save and leave: one of them received a stop signal."""
+    save: bool
+    """Save: rank zero asked for it."""
+    failed: bool
+    """What rank zero wrote in the background failed."""
+
+
+class Requests:
+    """What may come up on one rank at any moment, turned into decisions that all ranks take at the same step.
+
+    Stop signals are Ctrl-C, SIGTERM, and SIGUSR1 and SIGUSR2, which clusters send ahead of a time limit. The flags of
+    each step are reduced over a CPU group of its own while the step after runs, and read then: the training stream is
+    never waited for.
     """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self, group: Any) -> None:
         self._group = group
         self._received = False
-        self._flag = np.zeros(1, dtype=np.int32)
+        self._flags = np.zeros(len(Agreed._fields), dtype=np.int32)
         self._pending: Any = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -207,19 +262,19 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
 
-    def agreed(self) -> bool:
-        """Collective: whether to stop at this step; once per step, the same answer on every rank."""
+    def agreed(self, *, save: bool, failed: bool) -> Agreed:
+        """Collective, once per step: the same answer on every rank, to what each asked for a step ago."""
+        now = (self._received, save, failed)
         if self._group is None:
-            return self._received
-        stop = False
+            return Agreed(*now)
+        answer = Agreed(False, False, False)
         if self._pending is not None:
             self._pending.wait()
-            stop = bool(self._flag[0])
-        self._flag[0] = self._received
-        self._pending = dist.all_reduce(
-            torch.from_numpy(self._flag), op=dist.ReduceOp.MAX, group=self._group, async_op=True
-        )
-        return stop
+            answer = Agreed(*map(bool, self._flags))
+        self._flags[:] = now
+        flags = torch.from_numpy(self._flags)
+        self._pending = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
 
 
 def settle_gradient_buckets(passes: Callable[[], None]) -> None:

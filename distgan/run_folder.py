@@ -1,6 +1,6 @@
 """The folder of a run: who may write it, what recipe it belongs to, where things lie in it.
 
-config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/
+config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/  and, from a stop signal to the resume, preempted
 """
 
 import fcntl
@@ -27,6 +27,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.generator = self.path / "generator"
         self.lock = self.path / ".lock"
+        self.preempted = self.path / "preempted"
 
     def check(self, config: Config) -> None:
         """Refuses a configuration that is not the run's own in what changes the mathematics.
@@ -36,8 +37,8 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run.dir is {self.path}, which is a file.")
-        if not self.config.exists():
-            return
+        if not self.config.exists() or not checkpoint.any_in(self.checkpoints):
+            return  # nothing of it is saved yet, so nothing can be continued wrongly
         differences = configuration.mathematical_differences(configuration.load(self.config), config)
         if differences:
             raise ValueError(

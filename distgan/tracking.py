@@ -25,6 +25,8 @@ from distgan.distributed import Ranks
 from distgan.pictures import grid
 from distgan.run_folder import RunFolder, cut_metrics
 
+_WANDB_PATIENCE = 60.0  # seconds that the end of a run waits for wandb's server
+
 
 class Meter:
     """Sums of scalars since the last log point. They stay on the device until then."""
@@ -73,7 +75,8 @@ class Tracker:
 
     def __init__(self, accelerator: Accelerator, folder: RunFolder, config: Config) -> None:
         self._accelerator, self._folder, self._config = accelerator, folder, config
-        self._metrics: IO[str] | None = None
+        self._metrics: IO[bytes] | None = None
+        self._unwritten = b""
         self._progress: Progress | None = None
 
     def start(self, step: int, wandb_id: str | None) -> str | None:
@@ -82,7 +85,7 @@ class Tracker:
             wandb_id = wandb_id or secrets.token_hex(4)
             self._start_wandb(wandb_id)
         cut_metrics(self._folder.metrics, step)
-        self._metrics = self._folder.metrics.open("a")
+        self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
         if sys.stdout.isatty():
             self._progress = _progress(self._config.last_step, step)
@@ -90,8 +93,11 @@ class Tracker:
         return wandb_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one line of metrics, adding images_seen and throughput."""
-        assert self._metrics is not None
+        """Writes one line of metrics, adding images_seen and throughput.
+
+        Raises:
+            OSError: the disk is full or fails; the line is kept, and written with the next one.
+        """
         now, (then, since) = time.monotonic(), self._timed_from
         images_per_s = (step - since) * self._config.images_per_step / (now - then)
         self._timed_from = (now, step)
@@ -101,10 +107,10 @@ class Tracker:
             **metrics,
             "throughput/images_per_s": images_per_s,
         }
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
-        self._accelerator.log(record, step=step)
         self._show(step, metrics, images_per_s)
+        self._accelerator.log(record, step=step)
+        self._unwritten += json.dumps(record).encode() + b"\n"
+        self._write()
 
     def advance(self, step: int) -> None:
         """Moves the live bar."""
@@ -114,13 +120,19 @@ class Tracker:
     def samples(self, step: int, images: Tensor) -> None:
         """Writes the sample grid; images are uint8 (N, C, H, W)."""
         picture = grid(images)
-        picture.save(self._folder.samples / f"step_{step:08d}.png")
+        file = self._folder.samples / f"step_{step:08d}.png"
+        try:
+            picture.save(file)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
         if self._config.track.to == "wandb":
             self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step)
 
     def sync(self) -> None:
-        """Has the metrics so far on disk before a checkpoint says that they are."""
+        """Has the metrics so far on disk before a checkpoint says that they are. Raises OSError."""
         if self._metrics is not None:
+            self._write()
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
@@ -132,27 +144,43 @@ class Tracker:
             for tracker in self._accelerator.trackers:
                 tracker.finish()
 
-    def _start_wandb(self, wandb_id: str) -> None:
-        import wandb
+    def _write(self) -> None:
+        """Writes what is not written yet; a full disk takes a part of it."""
+        assert self._metrics is not None
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
+    def _start_wandb(self, wandb_id: str) -> None:
+        """Records online where that is wanted and the server answers, else offline."""
         mode = _wandb_mode()
         if mode == "offline":
-            print(
-                f"wandb: recording offline in {self._folder.path / 'wandb'} "
-                "(no key found; `wandb login` or WANDB_API_KEY sends runs to the server)",
-                flush=True,
-            )
+            self._say_offline("no key found; `wandb login` or WANDB_API_KEY sends runs to the server")
+        try:
+            self._init_wandb(wandb_id, mode)
+        except Exception as error:  # of many kinds, from wandb's service
+            if mode != "online":
+                raise
+            self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
+            self._init_wandb(wandb_id, mode := "offline")
+        if mode == "online":
+            print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
+
+    def _say_offline(self, why: str) -> None:
+        print(f"wandb: recording offline in {self._folder.path / 'wandb'} ({why})", flush=True)
+
+    def _init_wandb(self, wandb_id: str, mode: str) -> None:
+        import wandb
+
         init: dict[str, Any] = {
             "id": wandb_id,
             "name": self._folder.path.name,
             "dir": str(self._folder.path),
             "resume": "allow",
             "mode": mode,
-            "settings": wandb.Settings(console="off", silent=True),
+            # What could not be sent by then stays in the run's folder, for `wandb sync`.
+            "settings": wandb.Settings(console="off", silent=True, finish_timeout=_WANDB_PATIENCE),
         }
         self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
-        if mode == "online":
-            print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
 
     def _show(self, step: int, metrics: dict[str, float], images_per_s: float) -> None:
         before, after = metrics["score/fake_before"], metrics["score/fake_after"]

@@ -1,19 +1,25 @@
 """Trains a GAN, or resumes the run in its folder: wiring, THE loop, housekeeping."""
 
+import json
+import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import accelerate
+import numpy
 import torch
 from torch import nn
 
-from distgan import checkpoint, data, distributed, losses, models
+from distgan import __version__, checkpoint, data, distributed, losses, models
 from distgan import config as configuration
 from distgan.config import Config
 from distgan.distributed import Ranks
 from distgan.ema import Average
+from distgan.errors import NotSavedError, StoppedError, is_spoken_for
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Penalty
 from distgan.run_folder import Claim, RunFolder
@@ -54,7 +60,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # Wiring.
 
     accelerator = distributed.start(config.train, tracker=config.track.to)
-    ranks = Ranks(accelerator)
+    ranks = Ranks(accelerator, timeout=config.run.timeout)
+    ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **_versions()})
     for network in networks.values():
         network.to(accelerator.device)
     if ranks.world > 1 and config.model.sync_batchnorm:
@@ -63,11 +70,12 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     adam_G, adam_D = _adam(raw_G, config), _adam(raw_D, config)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
 
+    shares = ranks.shares(config.train)
     feed = {
         "seed": config.run.seed,
         "batch_size": config.train.batch_size,
         "d_steps": config.train.d_steps,
-        "share": ranks.share(config.train.batch_size),
+        "shares": shares,
         "device": accelerator.device,
     }
     batches = data.Batches(images, config.data, **feed)
@@ -96,34 +104,43 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # The loop.
 
+    pieces = len(shares)  # more than one: gradients accumulate, and G runs anew in its own step, because several of its
+    last = pieces - 1  # graphs at once break DDP's reduction
     with house:
         while not house.done(step):
             for k in range(config.train.d_steps):
-                real, y = batches.at(step, k)
-                z, fake_y = latents.at(step, k)
-                with torch.set_grad_enabled(k + 1 == config.train.d_steps):  # G learns from the last fakes only
-                    fake = G(z, fake_y)
-                real.requires_grad_(penalty is not None and penalty.on_real)
-                fixed = fake.detach().requires_grad_(penalty is not None and penalty.on_fake)  # D's step leaves G alone
-                real_logits, fake_logits = D(real, y), D(fixed, fake_y)
-                loss_D = loss.discriminator(real_logits, fake_logits)
-                if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
-                    loss_D = loss_D + penalty(raw_D, real, y, real_logits, fixed, fake_y, fake_logits)
-                accelerator.backward(loss_D)
+                for i in range(pieces):
+                    real, y = batches.at(step, k, i)
+                    z, fake_y = latents.at(step, k, i)
+                    with torch.set_grad_enabled(k + 1 == config.train.d_steps and pieces == 1):  # those G learns from
+                        fake = G(z, fake_y)
+                    real.requires_grad_(penalty is not None and penalty.on_real)
+                    fixed = fake.detach().requires_grad_(penalty is not None and penalty.on_fake)  # G is left alone
+                    with ranks.synced(D, last=i == last):
+                        real_logits, fake_logits = D(real, y), D(fixed, fake_y)
+                        loss_D = loss.discriminator(real_logits, fake_logits)
+                        if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
+                            loss_D = loss_D + penalty(raw_D, real, y, real_logits, fixed, fake_y, fake_logits)
+                        accelerator.backward(loss_D / pieces)
+                    meter.add("loss/discriminator", loss_D)
+                    meter.add("score/real", loss.score(real_logits))
+                    meter.add("score/fake_before", loss.score(fake_logits))
                 opt_D.step()
                 opt_D.zero_grad()
-                meter.add("loss/discriminator", loss_D)
-                meter.add("score/real", loss.score(real_logits))
-                meter.add("score/fake_before", loss.score(fake_logits))
 
             with frozen(raw_D):  # no gradients of D's weights, nothing of D on the wire
-                fake_logits = raw_D(fake, fake_y)
-                loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
-                accelerator.backward(loss_G)
+                for i in range(pieces):
+                    with ranks.synced(G, last=i == last):
+                        if pieces > 1:
+                            (real, y), (z, fake_y) = batches.at(step, k, i), latents.at(step, k, i)
+                            fake = G(z, fake_y)
+                        fake_logits = raw_D(fake, fake_y)
+                        loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
+                        accelerator.backward(loss_G / pieces)
+                    meter.add("loss/generator", loss_G)
+                    meter.add("score/fake_after", loss.score(fake_logits))
                 opt_G.step()
                 opt_G.zero_grad()
-                meter.add("loss/generator", loss_G)
-                meter.add("score/fake_after", loss.score(fake_logits))
 
             step += 1
             average.update(raw_G, images_seen=step * config.images_per_step, images=config.images_per_step)
@@ -154,10 +171,14 @@ class Housekeeping:
         self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
         self._networks, self._optimizers = networks, optimizers
         self._until = min(config.last_step, config.run.stop_at or config.last_step)
-        self._signals = ranks.stop_signals()
+        self._requests = ranks.requests()
         self._stopped = False
         self._step = 0
         self._wandb_id: str | None = None
+        # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
+        self._writing = checkpoint.Background()
+        self._saved_at = time.monotonic()
+        self._unsaved = False
 
     def resume(self) -> int:
         """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
@@ -182,19 +203,32 @@ class Housekeeping:
 
     def __enter__(self) -> Self:
         self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
-        self._wandb_id = self._ranks.on_rank_zero(lambda: self._tracker.start(self._step, self._wandb_id))
+        self._wandb_id = self._ranks.on_rank_zero(self._start)
         per_rank = self._config.train.batch_size // self._ranks.world
         self._ranks.say(
             f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
             f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
             f"{self._config.train.precision}"
         )
-        self._signals.__enter__()
+        self._requests.__enter__()
+        if self._ranks.watchdog is not None:
+            self._ranks.watchdog.start(self._step)
         return self
 
+    def _start(self) -> str | None:
+        wandb_id = self._tracker.start(self._step, self._wandb_id)
+        self._folder.preempted.unlink(missing_ok=True)
+        return wandb_id
+
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._signals.__exit__(kind, error, trace)
-        self._tracker.close()
+        self._requests.__exit__(kind, error, trace)
+        try:
+            if error is not None and not is_spoken_for(error) and self._ranks.watchdog is not None:
+                self._ranks.watchdog.explain(error)
+                if not isinstance(error, StoppedError):  # its traceback alone would not say where
+                    error.add_note(f"This was rank {self._ranks.rank} at step {self._step + 1}.")
+        finally:
+            self._tracker.close()
         if error is None:
             self.end()
 
@@ -212,20 +246,31 @@ class Housekeeping:
     def keep(self, step: int) -> None:
         """After each step: what is due at it."""
         track, self._step = self._config.track, step
-        end = step == self._config.last_step
+        if self._ranks.watchdog is not None:
+            self._ranks.watchdog.moved(step)
+        end, log = step == self._config.last_step, step % track.log_every == 0
         self._tracker.advance(step)
-        if step % track.log_every == 0 or end:
+        if log or end:
             rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-            means = self._meter.means(self._ranks)
-            self._ranks.on_rank_zero(lambda: self._tracker.log(step, {**means, **rates}))
+            metrics = {**self._meter.means(self._ranks), **rates}
+            self._record("the metrics", lambda: self._tracker.log(step, metrics))
         if step % track.sample_every == 0 or end:
             seed = self._config.run.seed
-            self._ranks.on_rank_zero(lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
-        self._stopped = self._signals.agreed()
+            self._record("the samples", lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
+        agreed = self._requests.agreed(save=self._save_is_due(log), failed=self._writing.failed())
+        self._stopped = agreed.stop
         if self._stopped:
             self._ranks.say(f"stop signal: saving step {step}")
-        if step % self._config.checkpoint.every == 0 or self.done(step):
+        if agreed.failed:
+            self._ranks.on_rank_zero(self._settle)
+        if step % self._config.checkpoint.every == 0 or agreed.save or self.done(step):
             self._save(step)
+
+    def _save_is_due(self, log: bool) -> bool:
+        """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
+        minutes = self._config.checkpoint.every_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        return self._ranks.rank == 0 and (late or (log and self._unsaved))
 
     def _save(self, step: int) -> None:
         scaler = self._ranks.scaler
@@ -235,15 +280,63 @@ class Housekeeping:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "wandb_id": self._wandb_id,
         }
+        self._ranks.on_rank_zero(lambda: self._begin_to_save(step, state))
+        if self.done(step):
+            self._ranks.on_rank_zero(self._finish)
 
-        def commit() -> None:
-            self._tracker.sync()
-            root, keep = self._folder.checkpoints, self._config.checkpoint
-            checkpoint.save(root, step, networks=self._networks, optimizers=self._optimizers, state=state)
-            checkpoint.save_generator(self._folder.generator, self._average, self._config.model, self._shape, step=step)
-            checkpoint.prune(root, keep_last=keep.keep_last, keep_every=keep.keep_every)
+    def _begin_to_save(self, step: int, state: dict[str, Any]) -> None:
+        """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
+        self._settle()
+        files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
+        config, shape = self._config, self._shape
 
-        self._ranks.on_rank_zero(commit)
+        def write() -> None:
+            try:
+                self._tracker.sync()
+                checkpoint.save(self._folder.checkpoints, step, files, state)
+                checkpoint.save_generator(self._folder.generator, files["average"], config.model, shape, step=step)
+            except OSError as error:
+                raise NotSavedError(
+                    f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
+                ) from error
+            keep = config.checkpoint
+            checkpoint.prune(self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+
+        self._writing.start(write)
+        self._saved_at, self._unsaved = time.monotonic(), False
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written; if that failed, stops or has it tried again."""
+        try:
+            self._writing.finish()
+        except NotSavedError as error:
+            if self._config.checkpoint.on_error == "stop":
+                raise
+            self._unsaved = True
+            self._warn(error)
+
+    def _finish(self) -> None:
+        """At the end of this invocation: what cannot be saved now is lost, and that is an error."""
+        self._writing.finish()
+        if self._stopped and self._step < self._config.last_step:
+            self._folder.preempted.write_text(json.dumps({"step": self._step}) + "\n")
+
+    def _record(self, what: str, action: Callable[[], None]) -> None:
+        """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
+
+        def attempt() -> None:
+            try:
+                action()
+            except OSError as error:
+                said = f"{what} of step {self._step} could not be written in {self._folder.path} ({error.strerror})."
+                if self._config.checkpoint.on_error == "stop":
+                    raise NotSavedError(said) from error
+                self._warn(said)
+
+        self._ranks.on_rank_zero(attempt)
+
+    def _warn(self, what: object) -> None:
+        print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
 
 
 def check(config: Config) -> None:
@@ -290,6 +383,12 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
             "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
             "image depends on the others of its batch (Gulrajani et al. 2017, section 4): use a discriminator without."
         )
+    if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
+        raise ValueError(
+            f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of the batch, "
+            "but batch norm's statistics would then be of each part alone: use more processes, a smaller batch or "
+            "networks without batch norm."
+        )
     average = Average(generator, half_life=config.ema.half_life, ramp=config.ema.ramp)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}
@@ -313,6 +412,12 @@ def _newest_of(path: str) -> Path:
 
 def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
+
+
+def _versions() -> dict[str, str]:
+    """Of what computes; ranks with different ones would train apart."""
+    packages = {"distgan": __version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
+    return {**packages, "numpy": numpy.__version__, "Python": platform.python_version()}
 
 
 def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents: data.Latents) -> None:

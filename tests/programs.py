@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import sklearn.datasets  # noqa: F401  for the server: the digits' import takes as long as all of a tiny run
 import torch
@@ -42,6 +44,7 @@ def launch(
     setups: Sequence[Callable[[], None]] = (),
     log: Path | None = None,
     timeout: float = 120,
+    meanwhile: Callable[[list[multiprocessing.process.BaseProcess]], None] = lambda ranks: None,
 ) -> list[int]:
     """Runs `distgan train ARGV` on `world` ranks and returns their exit codes."""
     with socket.socket() as free:
@@ -53,8 +56,11 @@ def launch(
     ]
     for rank in ranks:
         rank.start()
+    meanwhile(ranks)
+    deadline = time.monotonic() + timeout
     for rank in ranks:
-        rank.join(timeout)
+        rank.join(max(0, deadline - time.monotonic()))
+    for rank in ranks:
         if rank.is_alive():
             rank.kill()
             rank.join()
@@ -201,26 +207,113 @@ def same_latents_on_all_ranks() -> None:
 
 
 def _with_first_share(feed: type) -> Callable:
-    def make(*args: object, share: slice, **kwargs: object) -> object:
-        return feed(*args, share=slice(0, share.stop - share.start), **kwargs)
+    def make(*args: object, shares: list[slice], **kwargs: object) -> object:
+        (share,) = shares
+        return feed(*args, shares=[slice(0, share.stop - share.start)], **kwargs)
 
     return make
 
 
 def signal_at(step: int, rank: int, number: int) -> None:
     """Has one rank receive a signal at the end of a step."""
-    _SignalledHousekeeping.due = (step, rank, number)
-    train.Housekeeping = _SignalledHousekeeping
+    at_the_end_of(step, rank, lambda: os.kill(os.getpid(), number))
 
 
-class _SignalledHousekeeping(train.Housekeeping):
-    due: tuple[int, int, int]
+def at_the_end_of(step: int, rank: int, action: Callable[[], None]) -> None:
+    """Has one rank do something at the end of a step, before its housekeeping."""
+    train.Housekeeping = _EventfulHousekeeping
+    _EventfulHousekeeping.events[step, rank] = action
+
+
+class _EventfulHousekeeping(train.Housekeeping):
+    events: ClassVar[dict[tuple[int, int], Callable[[], None]]] = {}
 
     def keep(self, step: int) -> None:
-        at, rank, number = self.due
-        if (step, self._ranks.rank) == (at, rank):
-            os.kill(os.getpid(), number)
+        self.events.get((step, self._ranks.rank), lambda: None)()
         super().keep(step)
+
+
+def sleep_at(step: int, rank: int) -> None:
+    at_the_end_of(step, rank, lambda: time.sleep(1000))
+
+
+def fail_at(step: int, rank: int) -> None:
+    """The fault that a rank meets alone, as when its GPU's memory does not suffice."""
+
+    def fail() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    at_the_end_of(step, rank, fail)
+
+
+def full_disk_between(first: int, last: int, folder: Path) -> None:
+    """Fills the disk of a folder to the last byte at the end of a step, and makes room again at the end of another."""
+    filler = folder / "filler"
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
+
+    at_the_end_of(first, 0, fill)
+    at_the_end_of(last, 0, filler.unlink)
+
+
+def saving_needs_steps(count: int) -> None:
+    """A disk so slow that a checkpoint is on it only when training has gone on for some steps."""
+    save, so_far = checkpoint.save, []
+
+    class Counted(train.Housekeeping):
+        def keep(self, step: int) -> None:
+            so_far.append(step)
+            super().keep(step)
+
+    def slow(root: Path, step: int, *args: object) -> Path:
+        deadline = time.monotonic() + 20
+        while max(so_far) < min(step + count, 11):  # of TINY's 11
+            assert time.monotonic() < deadline, f"training stands still while step {step} is saved"
+            time.sleep(0.001)
+        return save(root, step, *args)
+
+    checkpoint.save, train.Housekeeping = slow, Counted
+
+
+def another_recipe(rank: int, *overrides: str) -> None:
+    """A rank that was started with another command."""
+    parse = train.configuration.parse
+    if os.environ.get("RANK") == str(rank):
+        train.configuration.parse = lambda argv: parse([*argv, *overrides])
+
+
+def another_torch(rank: int) -> None:
+    if os.environ.get("RANK") == str(rank):
+        versions = train._versions()
+        train._versions = lambda: {**versions, "torch": "1.0.0"}
+
+
+def other_images(rank: int = 0) -> None:
+    """A rank, or the only one, that finds other pictures."""
+    load = data.load
+    if os.environ.get("RANK", "0") == str(rank):
+        data.load = lambda config, **options: dataclasses.replace(load(config, **options), fingerprint="of others")
+
+
+def cpu_scaler(overflow_at: int | None = None) -> None:
+    """fp16's loss scaler on the CPU, its scale growing every other step; D's gradient overflows in one step."""
+    start = train.distributed.start
+
+    def with_scaler(*args: object, **options: object) -> object:
+        accelerator = start(*args, **options)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
+        return accelerator
+
+    class Overflowing(train.Housekeeping):
+        def resume(self) -> int:
+            (first, *_) = self._networks["discriminator"].parameters()
+            first.register_hook(lambda grad: grad * torch.inf if self._step + 1 == overflow_at else grad)
+            return super().resume()
+
+    train.distributed.start, train.Housekeeping = with_scaler, Overflowing
 
 
 def forget_moments() -> None:
@@ -325,6 +418,9 @@ class _CountedHousekeeping(train.Housekeeping):
                 "flops": self._flops.get_total_flops(),
                 "host syncs": self._syncs.counts,
                 "wire": self._aten.wire,
+                "gradient bytes": sum(
+                    p.nbytes for name in ("generator", "discriminator") for p in self._networks[name].parameters()
+                ),
                 "collectives": self._aten.collectives,
                 "discriminator gradients left": len(left),
             }

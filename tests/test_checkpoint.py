@@ -34,7 +34,8 @@ def step(network, adam, seed):
 
 
 def save(root, at, network, adam, **state):
-    return checkpoint.save(root, at, networks={"net": network}, optimizers={"net": (adam, network)}, state=state)
+    files = checkpoint.snapshot(networks={"net": network}, optimizers={"net": (adam, network)})
+    return checkpoint.save(root, at, files, state)
 
 
 def load(folder, network, adam):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from conftest import TINY
-from programs import chatty_meter, count_step, launch, unfrozen_discriminator
+from programs import chatty_meter, count_step, launch, plain_networks, unfrozen_discriminator
 
 from distgan import models
 from distgan.config import ModelConfig
@@ -50,17 +50,32 @@ def test_what_a_wasteful_step_does_would_be_seen(tmp_path):
 def test_each_gradient_crosses_the_wire_once(tmp_path):
     G, D = models.build(ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1), seed=0)
     gradients = 4 * sum(p.numel() for network in (G, D) for p in network.parameters())
-    stop_flag = 4  # on a CPU group of its own, read a step later
+    flags = 12  # on a CPU group of their own, read a step later
     (tmp_path / "plain").mkdir()
     for step in counted(tmp_path / "plain", "--model.sync_batchnorm=false", world=2):
         assert step["host syncs"] == {}
-        assert step["wire"] == {"allreduce_": gradients + stop_flag}
+        assert step["wire"] == {"allreduce_": gradients + flags}
         plain = step["collectives"]["allreduce_"]
     # Batch norm, synchronised: one gather per layer and pass through it in training, forward or backward.
     in_G, in_D, passes_G, passes_D = 3, 2, 2, 6
     for step in counted(tmp_path, world=2):
         assert step["host syncs"] == {}
         assert step["collectives"] == {"allreduce_": plain, "_allgather_base_": in_G * passes_G + in_D * passes_D}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_accumulation_costs_one_more_forward_of_the_generator_and_nothing_on_the_wire(tmp_path, world):
+    plain = ["--model.architecture=plain", "--model.width=4", "--train.max_batch_per_device=3"]
+    pieces = 4 // world
+    w, share = 4, 12 // world
+    for step in counted(tmp_path, *plain, plain_networks, world=world):
+        assert step["host syncs"] == {}
+        assert step["forwards"] == {"generator": 2 * pieces, "discriminator": 3 * pieces}
+        assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
+        G1, G2, G3 = (2 * share * n for n in (8 * 64 * w, 16 * w * w * 64, 16 * w * 256))
+        D1, D2, D3 = (2 * share * n for n in (16 * w * 256, 16 * w * w * 64, 64 * w))
+        G, D = G1 + G2 + G3, D1 + D2 + D3
+        assert step["flops"] == 8 * D + 4 * G - 2 * D1 - G1
 
 
 def flops_by_hand(*, width, latent_dim, batch):

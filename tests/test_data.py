@@ -118,7 +118,7 @@ def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placemen
     config = DataConfig(flip=True, placement=placement)
 
     def batch(share, step=0, k=0):
-        feed = data.Batches(images, config, seed=0, batch_size=6, d_steps=2, share=share, device=torch.device("cpu"))
+        feed = data.Batches(images, config, seed=0, batch_size=6, d_steps=2, shares=[share], device=torch.device("cpu"))
         return feed.at(step, k)[0]
 
     whole = [batch(slice(0, 6), step, k) for step in (0, 1) for k in (0, 1)]

@@ -66,6 +66,23 @@ def test_nor_do_those_of_a_dcgan_whose_batch_norm_is_synchronised(tmp_path, setu
     assert dcgan(2, "--model.sync_batchnorm=false") != pytest.approx(one, rel=tolerance, abs=0)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_gradients_that_accumulate_over_pieces_make_the_same_updates(tmp_path, world):
+    setups = [float64, paired_loss, r1]
+    overrides = ["--loss.name=paired", "--train.d_steps=2", "--train.steps=6"]
+    whole = losses_of(tmp_path, "whole", 1, setups, *overrides)
+    pieces = losses_of(tmp_path, "pieces", world, setups, *overrides, "--train.max_batch_per_device=5")
+    assert pieces == pytest.approx(whole, rel=1e-9, abs=0)
+
+
+def test_accumulation_is_refused_with_batch_norm_unless_the_share_fits(tmp_path):
+    log = tmp_path / "log"
+    argv = [*PLAIN, "--model.architecture=dcgan", "--model.width=4", "--train.steps=1", f"--run.dir={tmp_path / 'run'}"]
+    assert launch([*argv, "--train.max_batch_per_device=23"], log=log) == [2]
+    assert "batch norm's statistics would then be of each part alone" in log.read_text()
+    assert launch([*argv, "--train.max_batch_per_device=12"], world=2) == [0, 0]
+
+
 def test_a_penalty_on_a_discriminator_with_batch_norm_is_refused(tmp_path):
     log = tmp_path / "log"
     argv = [*PLAIN, "--model.architecture=dcgan", f"--run.dir={tmp_path / 'run'}"]

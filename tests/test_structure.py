@@ -7,9 +7,9 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
-LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures"]
+LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "errors"]
 VERBS = ["train", "sample", "export"]  # and data/__main__.py
-PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking"]
+PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "watchdog"]
 
 
 def imports(file: Path) -> set[str]:

@@ -1,5 +1,6 @@
-"""What feeds the loop: this rank's share of each global batch of images and of latents."""
+"""What feeds the loop: this rank's share of each global batch of images and of latents, whole or in pieces."""
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -21,7 +22,7 @@ class Batches:
         seed: int,
         batch_size: int,
         d_steps: int,
-        share: slice,
+        shares: Sequence[slice],
         device: torch.device,
     ) -> None:
         self._pixels = images.pixels
@@ -31,34 +32,36 @@ class Batches:
             self._pixels = images.pixels.to(device, copy=True)
         elif device.type == "cuda" or data.placement == "host":
             self._prefetch = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[int, Future[Tensor]] | None = None
-        self._seed, self._batch_size, self._d_steps, self._share = seed, batch_size, d_steps, share
+        self._ahead: tuple[tuple[int, int], Future[Tensor]] | None = None
+        self._seed, self._batch_size, self._d_steps, self._shares = seed, batch_size, d_steps, shares
         self._flip = data.flip
         self._device = device
 
-    def at(self, step: int, k: int) -> tuple[Tensor, Tensor | None]:
+    def at(self, step: int, k: int, piece: int = 0) -> tuple[Tensor, Tensor | None]:
         """Images (share, C, H, W) in [-1, 1] and their labels, None, of the k-th discriminator update of a step."""
         update = step * self._d_steps + k
-        pixels = to_device(self._gather(update) if self._prefetch is None else self._fetch(update), self._device)
+        gather = self._gather if self._prefetch is None else self._fetch
+        pixels = to_device(gather(update, piece), self._device)
         if self._flip:
-            flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._share]
+            flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._shares[piece]]
             mirrored = to_device(torch.from_numpy(flips), self._device).view(-1, 1, 1, 1)
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         return pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1), None
 
-    def _gather(self, update: int) -> Tensor:
+    def _gather(self, update: int, piece: int) -> Tensor:
         """This rank's images of an update, uint8, where the store is; pinned on their way to a GPU."""
         position = update * self._batch_size
-        indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._share]
+        indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[piece]]
         pixels = self._pixels[to_device(torch.from_numpy(indices), self._pixels.device)]
         return pixels.pin_memory() if pixels.device.type != self._device.type else pixels
 
-    def _fetch(self, update: int) -> Tensor:
-        """The same, gathered while the update before was computed; and starts on the next."""
+    def _fetch(self, update: int, piece: int) -> Tensor:
+        """The same, gathered while the piece before was computed; and starts on the next."""
         assert self._prefetch is not None
-        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == update else None
-        pixels = waiting.result() if waiting is not None else self._gather(update)
-        self._ahead = (update + 1, self._prefetch.submit(self._gather, update + 1))
+        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (update, piece) else None
+        pixels = waiting.result() if waiting is not None else self._gather(update, piece)
+        following = (update, piece + 1) if piece + 1 < len(self._shares) else (update + 1, 0)
+        self._ahead = (following, self._prefetch.submit(self._gather, *following))
         return pixels
 
 
@@ -66,16 +69,17 @@ class Latents:
     """This rank's share of the global batch of latents of each discriminator update."""
 
     def __init__(
-        self, *, seed: int, batch_size: int, d_steps: int, dim: int, share: slice, device: torch.device
+        self, *, seed: int, batch_size: int, d_steps: int, dim: int, shares: Sequence[slice], device: torch.device
     ) -> None:
         self._seed, self._batch_size, self._d_steps, self._dim = seed, batch_size, d_steps, dim
-        self._share = share
+        self._shares = shares
         self._device = device
 
-    def at(self, step: int, k: int) -> tuple[Tensor, Tensor | None]:
+    def at(self, step: int, k: int, piece: int = 0) -> tuple[Tensor, Tensor | None]:
         """Latents (share, latent_dim) from N(0, 1) and the labels to draw images of, None."""
         update = step * self._d_steps + k
-        z = seeding.latents(self._seed, "latents", update, batch=self._batch_size, dim=self._dim, share=self._share)
+        share = self._shares[piece]
+        z = seeding.latents(self._seed, "latents", update, batch=self._batch_size, dim=self._dim, share=share)
         return to_device(z, self._device), None
 
 

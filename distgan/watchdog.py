@@ -1,0 +1,181 @@
+"""Notices that a rank died or hangs, says which and at what step, and ends the job instead of waiting for ever.
+
+Process groups wait with endless patience, since no fixed time tells a machine that prepares or saves from one that is
+gone. This is the one judge: from a thread, each rank keeps telling the launcher's store that it lives, at which step it
+is, in what line, and whether it does something alone that the others must wait for. A rank that has come no further
+for most of `timeout` reads what the others tell.
+"""
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch.distributed as dist
+
+from distgan.errors import LostRankError, spoken_for
+
+_LOST_CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Store", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """What a rank tells of itself."""
+
+    beat: int
+    """Counts up as long as the process lives and is not stopped."""
+    step: int
+    """Steps that it has finished."""
+    place: str
+    """The line of distgan that it is in."""
+    alone: bool
+    """Whether it does something that the others wait for, however long."""
+
+
+class Watchdog:
+    """Watches over the ranks of a process group as long as it is entered."""
+
+    def __init__(self, rank: int, world: int, *, timeout: float) -> None:
+        """Args: rank and number of ranks; seconds within which the job ends once a rank is lost."""
+        self._rank, self._world, self._timeout = rank, world, timeout
+        self._interval = min(2.0, timeout / 20)
+        self._store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: it is a thread's
+        self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
+        self._step, self._moved, self._alone = 0, time.monotonic(), False
+        self._main = threading.main_thread().ident
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self, step: int) -> None:
+        """Begins to watch; training stands at this step."""
+        self.moved(step)
+        self._thread.start()
+
+    def moved(self, step: int) -> None:
+        """This rank has come further."""
+        self._step, self._moved = step, time.monotonic()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """This rank does something alone, for which the others wait as long as it lives."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone, self._moved = False, time.monotonic()
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def explain(self, error: BaseException) -> None:
+        """Tells the others why this rank leaves with an error; where the cause lies elsewhere, raises what that is.
+
+        Raises:
+            LostRankError: another rank died or failed, which is what broke a connection of this one.
+        """
+        if not isinstance(error, RuntimeError) or not _LOST_CONNECTION.search(f"{type(error).__name__} {error}"):
+            self._first("failed", str(self._rank))
+            return
+        try:
+            silent = self._silent()
+            failed = self._store.check(["failed"])
+        except RuntimeError:
+            raise LostRankError(f"rank 0, or its machine, was lost at step {self._step + 1}. {_GO_ON}") from error
+        if failed:  # it says so itself
+            raise spoken_for(LostRankError("another rank failed")) from error
+        said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self._step + 1}."
+        lost = LostRankError(f"{said} {_GO_ON}")
+        raise (lost if self._first("told", str(self._rank)) else spoken_for(lost)) from error
+
+    def _watch(self) -> None:
+        beat = 0
+        while not self._ended.wait(self._interval):
+            beat += 1
+            sign = _Sign(beat, self._step, _place(self._main), self._alone)
+            try:
+                self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
+                if not self._alone and time.monotonic() - self._moved > 0.7 * self._timeout:
+                    self._judge()
+            except RuntimeError:  # the store is gone, and rank zero's machine with it
+                if time.monotonic() - self._moved > 0.7 * self._timeout:
+                    self._end(f"rank 0, or its machine, does not answer any more since step {self._step + 1}.")
+
+    def _judge(self) -> None:
+        """Ends the job where a rank is lost. This one has come no further for a long time."""
+        silent = self._silent()
+        signs = self._signs()
+        if silent:
+            self._end(f"{_these(silent)} does not answer any more since step {self._step + 1}.")
+        elif any(sign.alone for sign in signs.values()) or time.monotonic() - self._moved < 0.7 * self._timeout:
+            return
+        else:
+            last = min(sign.step for sign in signs.values())
+            behind = {rank: sign for rank, sign in signs.items() if sign.step == last}
+            # Of those that are as far, the ones that wait for another are not it.
+            stuck = {rank: sign for rank, sign in behind.items() if not sign.place.endswith(_WAITS)} or behind
+            places = "; ".join(f"rank {rank} is in {sign.place}" for rank, sign in stuck.items())
+            self._end(f"{_these(list(stuck))} hangs at step {last + 1} ({places}).")
+
+    def _silent(self) -> list[int]:
+        """Ranks from which nothing is heard in a while. Raises where the store is gone."""
+        before = self._signs()
+        for _ in range(3):
+            time.sleep(self._interval)
+            if threading.current_thread() is self._thread:
+                self._store.set(f"rank {self._rank}", json.dumps(asdict(_Sign(-1, self._step, "", False))))
+        after = self._signs()
+        return [r for r in range(self._world) if r != self._rank and after.get(r) == before.get(r)]
+
+    def _signs(self) -> dict[int, _Sign]:
+        names = {rank: f"rank {rank}" for rank in range(self._world)}
+        there = {rank: name for rank, name in names.items() if self._store.check([name])}
+        return {rank: _Sign(**json.loads(self._store.get(name))) for rank, name in there.items()}
+
+    def _first(self, key: str, value: str) -> bool:
+        """Whether this rank is the first to set a key."""
+        try:
+            return self._store.compare_set(key, "", value).decode() == value
+        except RuntimeError:
+            return True
+
+    def _end(self, what: str) -> None:
+        """Leaves at once: the main thread waits in a library for what does not come."""
+        if self._first("told", str(self._rank)):
+            print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(self._interval)
+        os._exit(LostRankError.exit_code)
+
+
+_PACKAGE = Path(__file__).parent
+_GO_ON = "The checkpoints before are good: the same command goes on from the newest."
+_WAITS = " (waits for other ranks)"
+
+
+def _these(ranks: list[int]) -> str:
+    return " and ".join(f"rank {rank}" for rank in ranks)
+
+
+def _place(thread: int | None) -> str:
+    """The innermost line of distgan that a thread is in, and whether it waits for other ranks there."""
+    frame: FrameType | None = sys._current_frames().get(thread) if thread is not None else None
+    stack = traceback.extract_stack(frame) if frame is not None else []
+    ours = [line for line in stack if Path(line.filename).is_relative_to(_PACKAGE)]
+    if not ours:
+        return "a library"
+    innermost: Any = ours[-1]
+    waits = any("torch/distributed" in line.filename or line.name == "_engine_run_backward" for line in stack)
+    return f"{Path(innermost.filename).name}:{innermost.lineno}, {innermost.line}{_WAITS if waits else ''}"

@@ -1,0 +1,276 @@
+"""Whatever befalls a rank, its disk or its network: said once, in one sentence, with good checkpoints behind it."""
+
+import functools
+import json
+import random
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from conftest import TINY, metrics, steps, tensors
+from programs import (
+    another_recipe,
+    another_torch,
+    cpu_scaler,
+    fail_at,
+    full_disk_between,
+    launch,
+    other_images,
+    plain_networks,
+    saving_needs_steps,
+    signal_at,
+    sleep_at,
+)
+from safetensors.torch import load_file
+
+from distgan import checkpoint
+
+LOST, NOT_SAVED = 4, 5
+
+
+def whole(folder):
+    """The run that nothing befell."""
+    assert launch([*TINY, f"--run.dir={folder}"], world=2) == [0, 0]
+    return folder
+
+
+# Ranks ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "rank", "words"),
+    [
+        (
+            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGSTOP),
+            1,
+            "rank 1 does not answer any more since",
+        ),
+        (
+            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGSTOP),
+            0,
+            "rank 0, or its machine, does not answer",
+        ),
+        (lambda rank: functools.partial(sleep_at, 5, rank), 1, "rank 1 hangs at step 5 (rank 1 is in train.py:"),
+        (lambda rank: functools.partial(sleep_at, 5, rank), 0, "rank 0 hangs at step 5 (rank 0 is in train.py:"),
+        (lambda rank: functools.partial(signal_at, 5, rank, signal.SIGKILL), 1, "rank 1 was lost at step"),
+        (
+            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGKILL),
+            0,
+            "rank 0, or its machine, was lost at step",
+        ),
+    ],
+    ids=["1 stopped", "0 stopped", "1 hangs", "0 hangs", "1 killed", "0 killed"],
+)
+def test_a_lost_rank_ends_the_job_and_is_named(tmp_path, fault, rank, words):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2", "--run.timeout=8"]
+    codes = launch(argv, world=2, setups=[functools.partial(fault(rank))], log=log, timeout=20)
+    assert codes[1 - rank] == LOST
+    said = log.read_text()
+    assert said.count("distgan: error: ") == 1
+    assert words in said
+    assert "the same command goes on" in said
+    assert launch([*TINY, f"--run.dir={run}"], world=2) == [0, 0]
+    assert f"resuming at step {4}" not in said
+    assert metrics(run) == metrics(whole(tmp_path / "whole"))
+
+
+def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2"]
+    assert launch(argv, world=3, setups=[functools.partial(fail_at, 5, 1)], log=log) == [LOST, 1, LOST]
+    said = log.read_text()
+    assert said.count("Traceback") == 1
+    assert "OutOfMemoryError: CUDA out of memory" in said
+    assert "This was rank 1 at step 5." in said
+    assert "was lost" not in said
+    assert steps(run) == [2, 4]
+    assert all(checkpoint.is_whole(folder) for folder in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (functools.partial(another_recipe, 1, "--optim.lr=0.001"), "optim.lr: 0.0002 on rank 0, 0.001 on rank 1"),
+        (functools.partial(another_recipe, 2, "--track.log_every=5"), "track.log_every: 3 on rank 0, 5 on rank 2"),
+        (functools.partial(another_torch, 1), "1.0.0 on rank 1"),
+        (functools.partial(other_images, 2), "of others on rank 2"),
+    ],
+    ids=["recipe", "intervals", "versions", "data"],
+)
+def test_ranks_that_differ_are_refused_before_training(tmp_path, fault, words):
+    run, log = tmp_path / "run", tmp_path / "log"
+    assert launch([*TINY, f"--run.dir={run}"], world=3, setups=[fault], log=log) == [2, 2, 2]
+    said = log.read_text()
+    assert said.count("distgan: error: rank") == 1
+    assert "differs from rank 0" in said
+    assert words in said
+    assert not (run / "checkpoints").exists()
+    assert launch([*TINY, f"--run.dir={run}", "--train.steps=1"], world=3) == [0, 0, 0]  # whatever rank zero wrote
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_moment_the_same_command_ends_as_if_nothing_had_happened(tmp_path, seed):
+    """One rank or all, kill -9, in the middle of training and of saving, which goes on nearly all the time."""
+    run, rng = tmp_path / "run", random.Random(random.SystemRandom().randrange(2**32))
+    endless = [*TINY, f"--run.dir={run}", "--train.steps=1000000", "--checkpoint.every=1", "--checkpoint.keep_last=2"]
+    wait = rng.random()
+    before = steps(run)
+    victims = [[0], [1], [0, 1], [1]][seed]
+
+    def kill(ranks):
+        deadline = time.monotonic() + 60
+        while len(steps(run)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(wait)
+        before.extend(steps(run))
+        for victim in victims:
+            ranks[victim].kill()
+
+    codes = launch(endless, world=2, log=tmp_path / "log", meanwhile=kill)
+    assert codes == [-signal.SIGKILL if rank in victims else LOST for rank in range(2)], wait
+    assert steps(run)[-1] >= before[-1]
+    until = [*endless, f"--run.stop_at={steps(run)[-1] + 5}"]
+    assert launch(until, world=2) == [0, 0]
+    assert launch([*until, f"--run.dir={tmp_path / 'whole'}"], world=2) == [0, 0]
+    last = steps(run)[-1]
+    assert tensors(run, last) == tensors(tmp_path / "whole", last)
+    assert metrics(run) == metrics(tmp_path / "whole")
+    assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == [
+        *(f"step_{step:08d}" for step in (last - 1, last)),
+    ]
+
+
+# Disk -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_what_it_missed_is_written_when_there_is_room_again(tmp_path, small_disk):
+    run, log = small_disk / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2", "--checkpoint.keep_last=1"]
+    setups = [functools.partial(full_disk_between, 3, 10, small_disk)]
+    assert launch(argv, world=2, setups=setups, log=log) == [0, 0], log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said
+    for words in ("step 4 could not be saved", "the samples of step 8 could not", "(No space left on device)"):
+        assert f"distgan: warning: {words}" in said or words in said
+    undisturbed = whole(tmp_path / "whole")
+    assert metrics(run) == metrics(undisturbed)
+    ours, expected = tensors(run, 11), tensors(undisturbed, 11)
+    assert {name: ours[name] for name in ours} == {name: expected[name] for name in ours}
+    assert len(ours) >= 7
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step_00000011"]
+
+
+@pytest.mark.parametrize("overrides", [["--checkpoint.on_error=stop"], ["--train.steps=9"]], ids=["stop", "at the end"])
+def test_a_full_disk_stops_a_run_that_wants_it_or_is_at_its_end(tmp_path, small_disk, overrides):
+    run, log = small_disk / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2", "--checkpoint.keep_last=1"]
+    setups = [functools.partial(full_disk_between, 3, 10, small_disk)]
+    assert launch([*argv, *overrides], world=2, setups=setups, log=log) == [NOT_SAVED, NOT_SAVED]
+    said = log.read_text()
+    assert said.count("distgan: error: ") == 1
+    assert "(No space left on device)" in said
+    assert "Traceback" not in said
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step_00000002"]
+    assert checkpoint.is_whole(run / "checkpoints" / "step_00000002")
+    (small_disk / "filler").unlink()
+    assert launch([*argv, *overrides], world=2) == [0, 0]
+
+
+def test_saving_does_not_hold_up_training(tmp_path):
+    run = tmp_path / "run"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=4"]
+    assert launch(argv, world=2, setups=[functools.partial(saving_needs_steps, 3)]) == [0, 0]
+    assert steps(run) == [4, 8, 11]
+    undisturbed = whole(tmp_path / "whole")
+    assert tensors(run, 11) == tensors(undisturbed, 11)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_minutes_save_as_steps_do(tmp_path, world):
+    argv = [*TINY, f"--run.dir={tmp_path}", "--checkpoint.keep_last=100", "--checkpoint.every_minutes=1e-9"]
+    assert launch(argv, world=world) == [0] * world
+    assert steps(tmp_path) == list(range(world, 12))  # rank zero's wish is known to all a step later
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+PLAIN = ["--model.architecture=plain", "--data.flip=false"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_loss_scaler_changes_no_update_and_is_resumed(tmp_path, world):
+    """Powers of two scale exactly, so that a run with a scaler is bit-equal to one without."""
+    without, scaled, parts = tmp_path / "without", tmp_path / "with", tmp_path / "parts"
+    argv, setups = [*TINY, *PLAIN, "--ema.half_life=0"], [plain_networks, cpu_scaler]
+    assert launch([*argv, f"--run.dir={without}"], world=world, setups=setups[:1]) == [0] * world
+    assert launch([*argv, f"--run.dir={scaled}"], world=world, setups=setups) == [0] * world
+    for stop in (["--run.stop_at=5"], []):
+        assert launch([*argv, f"--run.dir={parts}", *stop], world=world, setups=setups) == [0] * world
+    assert tensors(scaled, 11) == tensors(without, 11)
+    assert tensors(parts, 11) == tensors(scaled, 11)
+    states = [scaler_of(run, 11) for run in (scaled, parts)]
+    assert states[0] == states[1]
+    assert states[0]["scale"] == 2.0 ** (8 + 22 // 4)  # it grew every four updates, two a step
+
+
+def test_an_overflow_in_the_discriminator_leaves_the_generator_alone(tmp_path):
+    argv = [*TINY, *PLAIN, f"--run.dir={tmp_path}", "--checkpoint.every=1", "--checkpoint.keep_last=100"]
+    assert launch(argv, world=2, setups=[plain_networks, functools.partial(cpu_scaler, 6)]) == [0, 0]
+
+    def moved(name, at):
+        before, after = (
+            load_file(tmp_path / "checkpoints" / f"step_{s:08d}" / f"{name}.safetensors") for s in (at - 1, at)
+        )
+        return any((before[key] != after[key]).any() for key in before)
+
+    assert not moved("discriminator", 6)
+    assert not moved("discriminator_optimizer", 6)
+    assert moved("generator", 6)
+    assert moved("discriminator", 5)
+    assert moved("discriminator", 7)
+    assert scaler_of(tmp_path, 6)["scale"] == scaler_of(tmp_path, 5)["scale"] / 2
+
+
+def scaler_of(run, step):
+    return json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text())["scaler"]
+
+
+# wandb ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_wandb_server_that_does_not_answer_holds_up_nothing(tmp_path, monkeypatch):
+    """It takes connections and says nothing, for as long as one waits."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = []
+
+        def accept():
+            while True:
+                try:
+                    taken.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        run, log = tmp_path / "run", tmp_path / "log"
+        environment = {
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_MODE": "",
+            "WANDB_INIT_TIMEOUT": "3",
+        }
+        argv = [*TINY, f"--run.dir={run}", "--track.to=wandb", "--run.timeout=2"]
+        setups = [functools.partial(setenv, environment)]
+        assert launch(argv, world=2, setups=setups, log=log) == [0, 0], log.read_text()
+    assert "the server cannot be reached" in log.read_text()
+    assert len(list((run / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    assert [record["step"] for record in metrics(run)] == [3, 6, 9, 11]
+
+
+def setenv(environment):
+    import os
+
+    os.environ.update(environment)
