@@ -152,6 +152,8 @@ class Tracker:
 
     def _start_wandb(self, wandb_id: str) -> None:
         """Records online where that is wanted and the server answers, else offline."""
+        import wandb
+
         mode = _wandb_mode()
         if mode == "offline":
             self._say_offline("no key found; `wandb login` or WANDB_API_KEY sends runs to the server")
@@ -161,6 +163,7 @@ class Tracker:
             if mode != "online":
                 raise
             self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
+            wandb.teardown()  # its service would still hold the id
             self._init_wandb(wandb_id, mode := "offline")
         if mode == "online":
             print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)

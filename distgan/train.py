@@ -385,7 +385,7 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
         )
     if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
         raise ValueError(
-            f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of the batch, "
+            f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "
             "but batch norm's statistics would then be of each part alone: use more processes, a smaller batch or "
             "networks without batch norm."
         )

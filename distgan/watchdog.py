@@ -48,18 +48,21 @@ class Watchdog:
     def __init__(self, rank: int, world: int, *, timeout: float) -> None:
         """Args: rank and number of ranks; seconds within which the job ends once a rank is lost."""
         self._rank, self._world, self._timeout = rank, world, timeout
-        self._interval = min(2.0, timeout / 20)
+        self._interval = min(2.0, timeout / 30)
         self._store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: it is a thread's
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
         self._step, self._moved, self._alone = 0, time.monotonic(), False
         self._main = threading.main_thread().ident
+        self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._alarm)]
 
     def start(self, step: int) -> None:
         """Begins to watch; training stands at this step."""
         self.moved(step)
-        self._thread.start()
+        self._heard = time.monotonic()
+        for thread in self._threads:
+            thread.start()
 
     def moved(self, step: int) -> None:
         """This rank has come further."""
@@ -77,8 +80,9 @@ class Watchdog:
     def stop(self) -> None:
         """Ends the watch."""
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def explain(self, error: BaseException) -> None:
         """Tells the others why this rank leaves with an error; where the cause lies elsewhere, raises what that is.
@@ -91,7 +95,7 @@ class Watchdog:
             return
         try:
             silent = self._silent()
-            failed = self._store.check(["failed"])
+            failed = self._store.check(["failed"]) or self._store.check(["told"])
         except RuntimeError:
             raise LostRankError(f"rank 0, or its machine, was lost at step {self._step + 1}. {_GO_ON}") from error
         if failed:  # it says so itself
@@ -101,17 +105,28 @@ class Watchdog:
         raise (lost if self._first("told", str(self._rank)) else spoken_for(lost)) from error
 
     def _watch(self) -> None:
-        beat = 0
         while not self._ended.wait(self._interval):
-            beat += 1
-            sign = _Sign(beat, self._step, _place(self._main), self._alone)
             try:
-                self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
-                if not self._alone and time.monotonic() - self._moved > 0.7 * self._timeout:
+                self._tell()
+                if self._waits_long():
                     self._judge()
-            except RuntimeError:  # the store is gone, and rank zero's machine with it
-                if time.monotonic() - self._moved > 0.7 * self._timeout:
-                    self._end(f"rank 0, or its machine, does not answer any more since step {self._step + 1}.")
+            except RuntimeError:
+                continue  # the store is gone; the alarm notices if that lasts
+            self._heard = time.monotonic()
+
+    def _alarm(self) -> None:
+        """Beside the watch, which a store on a machine that hangs lets wait for ever."""
+        while not self._ended.wait(self._interval):
+            if self._waits_long() and time.monotonic() - self._heard > 0.3 * self._timeout:
+                self._leave(f"rank 0, or its machine, does not answer any more since step {self._step + 1}.")
+
+    def _waits_long(self) -> bool:
+        return not self._alone and time.monotonic() - self._moved > 0.7 * self._timeout
+
+    def _tell(self) -> None:
+        self._beat += 1
+        sign = _Sign(self._beat, self._step, _place(self._main), self._alone)
+        self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
 
     def _judge(self) -> None:
         """Ends the job where a rank is lost. This one has come no further for a long time."""
@@ -119,9 +134,7 @@ class Watchdog:
         signs = self._signs()
         if silent:
             self._end(f"{_these(silent)} does not answer any more since step {self._step + 1}.")
-        elif any(sign.alone for sign in signs.values()) or time.monotonic() - self._moved < 0.7 * self._timeout:
-            return
-        else:
+        elif self._waits_long() and not any(sign.alone for sign in signs.values()):
             last = min(sign.step for sign in signs.values())
             behind = {rank: sign for rank, sign in signs.items() if sign.step == last}
             # Of those that are as far, the ones that wait for another are not it.
@@ -134,8 +147,8 @@ class Watchdog:
         before = self._signs()
         for _ in range(3):
             time.sleep(self._interval)
-            if threading.current_thread() is self._thread:
-                self._store.set(f"rank {self._rank}", json.dumps(asdict(_Sign(-1, self._step, "", False))))
+            if threading.current_thread() in self._threads:
+                self._tell()  # this rank is watched, too
         after = self._signs()
         return [r for r in range(self._world) if r != self._rank and after.get(r) == before.get(r)]
 
@@ -152,11 +165,14 @@ class Watchdog:
             return True
 
     def _end(self, what: str) -> None:
-        """Leaves at once: the main thread waits in a library for what does not come."""
         if self._first("told", str(self._rank)):
-            print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(self._interval)
+            self._leave(what)
+        os._exit(LostRankError.exit_code)
+
+    def _leave(self, what: str) -> None:
+        """Says it and leaves at once: the main thread waits in a library for what does not come."""
+        print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
+        time.sleep(3 * self._interval)  # the others judge likewise, and find that it is told
         os._exit(LostRankError.exit_code)
 
 

@@ -4,8 +4,6 @@ import functools
 import json
 import random
 import signal
-import socket
-import threading
 import time
 
 import pytest
@@ -39,41 +37,41 @@ def whole(folder):
 # Ranks ----------------------------------------------------------------------------------------------------------------
 
 
+def stopped(rank):
+    signal_at(5, rank, signal.SIGSTOP)
+
+
+def hanging(rank):
+    sleep_at(5, rank)
+
+
+def killed(rank):
+    signal_at(5, rank, signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("fault", "rank", "words"),
     [
-        (
-            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGSTOP),
-            1,
-            "rank 1 does not answer any more since",
-        ),
-        (
-            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGSTOP),
-            0,
-            "rank 0, or its machine, does not answer",
-        ),
-        (lambda rank: functools.partial(sleep_at, 5, rank), 1, "rank 1 hangs at step 5 (rank 1 is in train.py:"),
-        (lambda rank: functools.partial(sleep_at, 5, rank), 0, "rank 0 hangs at step 5 (rank 0 is in train.py:"),
-        (lambda rank: functools.partial(signal_at, 5, rank, signal.SIGKILL), 1, "rank 1 was lost at step"),
-        (
-            lambda rank: functools.partial(signal_at, 5, rank, signal.SIGKILL),
-            0,
-            "rank 0, or its machine, was lost at step",
-        ),
+        (stopped, 1, "rank 1 does not answer any more since"),
+        (stopped, 0, "rank 0, or its machine, does not answer"),
+        (hanging, 1, "rank 1 hangs at step 5 (rank 1 is in train.py:"),
+        (hanging, 0, "rank 0 hangs at step 5 (rank 0 is in train.py:"),
+        (killed, 1, "rank 1 was lost at step"),
+        (killed, 0, "rank 0, or its machine, was lost at step"),
     ],
     ids=["1 stopped", "0 stopped", "1 hangs", "0 hangs", "1 killed", "0 killed"],
 )
 def test_a_lost_rank_ends_the_job_and_is_named(tmp_path, fault, rank, words):
     run, log = tmp_path / "run", tmp_path / "log"
-    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2", "--run.timeout=8"]
-    codes = launch(argv, world=2, setups=[functools.partial(fault(rank))], log=log, timeout=20)
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2", "--run.timeout=5"]
+    codes = launch(argv, world=2, setups=[functools.partial(fault, rank)], log=log, timeout=9)
     assert codes[1 - rank] == LOST
     said = log.read_text()
     assert said.count("distgan: error: ") == 1
     assert words in said
     assert "the same command goes on" in said
+    assert steps(run) in ([2], [2, 4])  # step 4 was being written
     assert launch([*TINY, f"--run.dir={run}"], world=2) == [0, 0]
-    assert f"resuming at step {4}" not in said
     assert metrics(run) == metrics(whole(tmp_path / "whole"))
 
 
@@ -86,7 +84,7 @@ def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
     assert "OutOfMemoryError: CUDA out of memory" in said
     assert "This was rank 1 at step 5." in said
     assert "was lost" not in said
-    assert steps(run) == [2, 4]
+    assert steps(run) == [2, 4]  # what was being written is written
     assert all(checkpoint.is_whole(folder) for folder in (run / "checkpoints").iterdir())
 
 
@@ -237,40 +235,3 @@ def test_an_overflow_in_the_discriminator_leaves_the_generator_alone(tmp_path):
 
 def scaler_of(run, step):
     return json.loads((run / "checkpoints" / f"step_{step:08d}" / "state.json").read_text())["scaler"]
-
-
-# wandb ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_wandb_server_that_does_not_answer_holds_up_nothing(tmp_path, monkeypatch):
-    """It takes connections and says nothing, for as long as one waits."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = []
-
-        def accept():
-            while True:
-                try:
-                    taken.append(server.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        run, log = tmp_path / "run", tmp_path / "log"
-        environment = {
-            "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
-            "WANDB_API_KEY": "0" * 40,
-            "WANDB_MODE": "",
-            "WANDB_INIT_TIMEOUT": "3",
-        }
-        argv = [*TINY, f"--run.dir={run}", "--track.to=wandb", "--run.timeout=2"]
-        setups = [functools.partial(setenv, environment)]
-        assert launch(argv, world=2, setups=setups, log=log) == [0, 0], log.read_text()
-    assert "the server cannot be reached" in log.read_text()
-    assert len(list((run / "wandb").glob("offline-run-*/*.wandb"))) == 1
-    assert [record["step"] for record in metrics(run)] == [3, 6, 9, 11]
-
-
-def setenv(environment):
-    import os
-
-    os.environ.update(environment)
