@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test check format clean
+.PHONY: help install quickstart test soak check format clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU
 
 test: .venv/.dev  ## the tests
 	$(BIN)/pytest
+
+soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
+	$(BIN)/pytest -m slow -k soak -s
 
 check: .venv/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from distgan.config import TrainConfig
 from distgan.errors import spoken_for
@@ -97,8 +99,8 @@ def pieces(train: TrainConfig) -> int:
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
 
-def start(train: TrainConfig, *, tracker: str) -> Accelerator:
-    """Collective: joins the process group and returns the one Accelerator.
+def start(train: TrainConfig, *, timeout: float, tracker: str) -> "Ranks":
+    """Collective: joins the process group and configures the one Accelerator; `timeout` is `run.timeout`, in seconds.
 
     DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
 
@@ -107,6 +109,7 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
     """
     _, world = launched_ranks()
     _die_with_launcher()
+    store = _join() if world > 1 else None
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -119,8 +122,6 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
         log_with=None if tracker == "none" else tracker,
         mixed_precision=_MIXED_PRECISION[train.precision],
         kwargs_handlers=[
-            # A machine that is still preparing its images must not time the others out.
-            InitProcessGroupKwargs(timeout=_PATIENCE),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             # Every update of either network updates the one scaler; with one D step that is twice torch's usual 2000.
             GradScalerKwargs(growth_interval=4000),
@@ -130,19 +131,19 @@ def start(train: TrainConfig, *, tracker: str) -> Accelerator:
         raise ValueError(f"{world} processes were launched, but Accelerate sees {accelerator.num_processes}.")
     if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
-    return accelerator
+    return Ranks(accelerator, store, timeout=timeout)
 
 
 class Ranks:
     """What the ranks of a started process group agree on. Collective: made on every rank at the same point."""
 
-    def __init__(self, accelerator: Accelerator, *, timeout: float) -> None:
-        """Args: the one Accelerator; `run.timeout` in seconds."""
+    def __init__(self, accelerator: Accelerator, store: Store | None, *, timeout: float) -> None:
+        """Args: the one Accelerator; the store that formed the process group, if there is one; `run.timeout`."""
         self.accelerator = accelerator
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
-        self.watchdog = Watchdog(self.rank, self.world, timeout=timeout) if self.world > 1 else None
+        self.watchdog = Watchdog(store, self.rank, self.world, timeout=timeout) if store is not None else None
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -286,6 +287,20 @@ def settle_gradient_buckets(passes: Callable[[], None]) -> None:
     """
     for _ in range(2):
         passes()
+
+
+def _join() -> Store:
+    """Forms the process group, which Accelerate takes up, and returns the store that its ranks met in.
+
+    Its keys carry the number of the attempt: a launcher that restarts its group can keep the store, in which new ranks
+    would find the addresses of those before (torch 2.14 with the static rendezvous, which is Accelerate's default). The
+    patience is for a machine that is still preparing its images.
+    """
+    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "gloo" if _use_cpu() else "nccl"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    return store
 
 
 def _use_cpu() -> bool:

@@ -164,6 +164,7 @@ class Tracker:
                 raise
             self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
             wandb.teardown()  # its service would still hold the id
+            self._accelerator.trackers.clear()
             self._init_wandb(wandb_id, mode := "offline")
         if mode == "online":
             print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
@@ -214,12 +215,16 @@ def _progress(total: int, completed: int) -> Progress:
 
 def _wandb_mode() -> str:
     """The user's WANDB_MODE, else online exactly where there is a key: wandb itself fails without one, unless asked."""
+    import wandb
+
     if mode := os.environ.get("WANDB_MODE"):
         return mode
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    own = os.environ.get("WANDB_BASE_URL")
+    servers = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]  # today's, and that of older logins
     try:
-        return "online" if netrc.netrc(os.environ.get("NETRC")).authenticators(host) else "offline"
+        keys = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return "offline"
+    return "online" if any(keys.authenticators(urlparse(server).hostname or "") for server in servers) else "offline"

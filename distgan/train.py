@@ -59,8 +59,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
-    accelerator = distributed.start(config.train, tracker=config.track.to)
-    ranks = Ranks(accelerator, timeout=config.run.timeout)
+    ranks = distributed.start(config.train, timeout=config.run.timeout, tracker=config.track.to)
+    accelerator = ranks.accelerator
     ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **_versions()})
     for network in networks.values():
         network.to(accelerator.device)

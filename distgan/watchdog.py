@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from distgan.errors import LostRankError, spoken_for
 
@@ -45,11 +45,11 @@ class _Sign:
 class Watchdog:
     """Watches over the ranks of a process group as long as it is entered."""
 
-    def __init__(self, rank: int, world: int, *, timeout: float) -> None:
-        """Args: rank and number of ranks; seconds within which the job ends once a rank is lost."""
+    def __init__(self, store: Store, rank: int, world: int, *, timeout: float) -> None:
+        """Args: what all ranks reach; rank and number of ranks; seconds within which the job ends once one is lost."""
         self._rank, self._world, self._timeout = rank, world, timeout
         self._interval = min(2.0, timeout / 30)
-        self._store = dist.distributed_c10d._get_default_store().clone()  # a connection of its own: it is a thread's
+        self._store = store.clone()  # a connection of its own: it is a thread's
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
         self._step, self._moved, self._alone = 0, time.monotonic(), False
         self._main = threading.main_thread().ident

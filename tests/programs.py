@@ -192,7 +192,7 @@ def r1() -> None:
 
 
 def slow_to_prepare(rank: int, seconds: float) -> None:
-    """A rank whose machine is still preparing its images for longer than torch's ranks wait for each other."""
+    """A rank whose machine is still preparing its images for longer than torch's ranks wait for each other, unasked."""
     torch.distributed.distributed_c10d.default_pg_timeout = timedelta(seconds=seconds / 3)
     if os.environ.get("RANK") == str(rank):
         time.sleep(seconds)
@@ -303,9 +303,9 @@ def cpu_scaler(overflow_at: int | None = None) -> None:
     start = train.distributed.start
 
     def with_scaler(*args: object, **options: object) -> object:
-        accelerator = start(*args, **options)
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
-        return accelerator
+        ranks = start(*args, **options)
+        ranks.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
+        return ranks
 
     class Overflowing(train.Housekeeping):
         def resume(self) -> int:
@@ -326,10 +326,15 @@ def forget_the_meter() -> None:
     train.Meter.load_state = lambda *args: None
 
 
-def pretend_gpus() -> None:
-    """A machine on which Accelerate finds no GPU, though distgan believes in eight."""
-    train.distributed._use_cpu = lambda: False
-    torch.cuda.device_count = lambda: 8
+def unseen_ranks() -> None:
+    """A variable that Accelerate alone looks for, missing."""
+    accelerator = train.distributed.Accelerator
+
+    def blind(**options: object) -> object:
+        del os.environ["LOCAL_RANK"]
+        return accelerator(**options)
+
+    train.distributed.Accelerator = blind
 
 
 def unsettled_buckets() -> None:

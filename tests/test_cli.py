@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, metrics, steps
-from programs import launch, other_images, pretend_gpus
+from programs import launch, other_images, unseen_ranks
 
 from distgan import checkpoint, cli
 from distgan import config as configuration
@@ -94,7 +94,7 @@ def test_what_the_launcher_asks_for_is_adopted_or_refused(tmp_path, capfd, monke
 
 def test_ranks_that_accelerate_does_not_see_do_not_train_apart(tmp_path):
     log = tmp_path / "log"
-    assert launch([*TINY, f"--run.dir={tmp_path / 'run'}"], world=2, setups=[pretend_gpus], log=log) == [2, 2]
+    assert launch([*TINY, f"--run.dir={tmp_path / 'run'}"], world=2, setups=[unseen_ranks], log=log) == [2, 2]
     assert "2 processes were launched, but Accelerate sees 1." in log.read_text()
 
 

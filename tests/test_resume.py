@@ -1,6 +1,7 @@
 """Exact resume: stopping anywhere and running the same command again is as if nothing had happened."""
 
 import functools
+import json
 import random
 import signal
 
@@ -12,7 +13,6 @@ from programs import (
     forget_moments,
     forget_the_meter,
     launch,
-    plain_networks,
     signal_at,
     unsettled_buckets,
 )
@@ -39,6 +39,8 @@ def stopped_and_resumed(tmp_path, world, *overrides, setups=(), number=None):
         if number is not None and stop is not None and (not before or stop > before[-1]):
             # Several ranks agree a step later, in which the flag travelled.
             assert steps(parts)[-1] == stop + (world > 1)
+            assert json.loads((parts / "preempted").read_text()) == {"step": steps(parts)[-1]}
+    assert not (parts / "preempted").exists()
     return whole, parts
 
 
@@ -55,9 +57,14 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, o
     assert [record["step"] for record in metrics(whole)] == [3, 6, 9, 11]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_so_is_one_that_a_signal_to_any_rank_stopped(tmp_path, world, number):
+@pytest.mark.parametrize(
+    ("number", "world"),
+    [
+        *((number, world) for number in (signal.SIGTERM, signal.SIGINT) for world in (1, 2, 3)),
+        *((signal.SIGUSR1, 2), (signal.SIGUSR2, 2)),
+    ],
+)
+def test_so_is_one_that_a_signal_to_any_rank_stopped(tmp_path, number, world):
     whole, parts = stopped_and_resumed(tmp_path, world, number=number)
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)
@@ -97,13 +104,12 @@ def test_a_finished_run_is_left_alone_and_extended_on_request(tmp_path):
     assert {name: longer[name] for name in last} == last  # and has one grid more, of the former end
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 3, 4])
 def test_a_run_continues_on_another_number_of_processes(tmp_path, world):
-    """Losses of a network without batch norm, in float64, from a stop within a log interval on."""
-    argv = ["--model.architecture=plain", "--model.width=8", "--model.latent_dim=16", "--train.batch_size=12"]
-    argv += ["--data.flip=true", "--train.steps=11", "--track.to=none", "--track.log_every=3"]
+    """Losses of a DCGAN, its batch norm synchronised, in float64, from a stop within a log interval on."""
+    argv = [*TINY, "--model.width=8", "--model.latent_dim=16", "--checkpoint.every=100"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    setups = [plain_networks, float64]
+    setups = [float64]
     assert launch([*argv, f"--run.dir={whole}"], setups=setups) == [0]
     assert launch([*argv, f"--run.dir={parts}", "--run.stop_at=5"], world=2, setups=setups) == [0, 0]
     assert launch([*argv, f"--run.dir={parts}"], world=world, setups=setups) == [0] * world

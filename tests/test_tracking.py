@@ -1,0 +1,28 @@
+"""Where wandb records."""
+
+from urllib.parse import urlparse
+
+import pytest
+import wandb
+
+from distgan import tracking
+
+
+@pytest.mark.parametrize(
+    ("logged_in_at", "base_url", "expected"),
+    [
+        (None, None, "offline"),
+        (urlparse(wandb.Settings().base_url).hostname, None, "online"),
+        ("api.wandb.ai", None, "online"),
+        ("api.wandb.ai", "https://wandb.example.org", "offline"),
+        ("wandb.example.org", "https://wandb.example.org", "online"),
+    ],
+)
+def test_wandb_records_online_exactly_where_there_is_a_key(tmp_path, monkeypatch, logged_in_at, base_url, expected):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "netrc").write_text(f"machine {logged_in_at} login user password {'0' * 40}\n" if logged_in_at else "")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    if base_url:
+        monkeypatch.setenv("WANDB_BASE_URL", base_url)
+    assert tracking._wandb_mode() == expected
