@@ -49,7 +49,7 @@ class RunConfig:
     """Train this many generator updates beyond `train.steps`: more steps of the same run."""
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
-    timeout: float = 600
+    timeout: float = 600.0
     """Seconds within which the job ends, saying which rank it was, once a rank died or hangs. One step must be shorter;
     what rank zero does alone need not be."""
 

@@ -105,7 +105,7 @@ def start(train: TrainConfig, *, timeout: float, tracker: str) -> "Ranks":
     DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
 
     Raises:
-        ValueError: Accelerate does not see the ranks that the launcher announced, or the GPU cannot do the precision.
+        ValueError: the GPU cannot do the precision.
     """
     _, world = launched_ranks()
     _die_with_launcher()
@@ -127,8 +127,7 @@ def start(train: TrainConfig, *, timeout: float, tracker: str) -> "Ranks":
             GradScalerKwargs(growth_interval=4000),
         ],
     )
-    if accelerator.num_processes != world:
-        raise ValueError(f"{world} processes were launched, but Accelerate sees {accelerator.num_processes}.")
+    assert accelerator.num_processes == world  # else every rank would train alone, as rank 0 of 1
     if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
     return Ranks(accelerator, store, timeout=timeout)

@@ -326,15 +326,17 @@ def forget_the_meter() -> None:
     train.Meter.load_state = lambda *args: None
 
 
-def unseen_ranks() -> None:
-    """A variable that Accelerate alone looks for, missing."""
-    accelerator = train.distributed.Accelerator
+def nan_at(step: int, rank: int) -> None:
+    """One rank's gradient of G is not a number in one step."""
 
-    def blind(**options: object) -> object:
-        del os.environ["LOCAL_RANK"]
-        return accelerator(**options)
+    class Poisoned(train.Housekeeping):
+        def resume(self) -> int:
+            if self._ranks.rank == rank:
+                (first, *_) = self._networks["generator"].parameters()
+                first.register_hook(lambda grad: grad * torch.nan if self._step + 1 == step else grad)
+            return super().resume()
 
-    train.distributed.Accelerator = blind
+    train.Housekeeping = Poisoned
 
 
 def unsettled_buckets() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, TINY, metrics, steps
-from programs import launch, other_images, unseen_ranks
+from programs import launch, other_images
 
 from distgan import checkpoint, cli
 from distgan import config as configuration
@@ -90,12 +90,6 @@ def test_what_the_launcher_asks_for_is_adopted_or_refused(tmp_path, capfd, monke
     said = complaint(capfd, "train", f"--run.dir={tmp_path / 'run'}", *overrides)
     assert all(word in said for word in words), said
     assert not (tmp_path / "run").exists()
-
-
-def test_ranks_that_accelerate_does_not_see_do_not_train_apart(tmp_path):
-    log = tmp_path / "log"
-    assert launch([*TINY, f"--run.dir={tmp_path / 'run'}"], world=2, setups=[unseen_ranks], log=log) == [2, 2]
-    assert "2 processes were launched, but Accelerate sees 1." in log.read_text()
 
 
 def test_without_network_and_cache_there_is_one_sentence(tmp_path):

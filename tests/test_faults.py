@@ -15,6 +15,7 @@ from programs import (
     fail_at,
     full_disk_between,
     launch,
+    nan_at,
     other_images,
     plain_networks,
     saving_needs_steps,
@@ -85,6 +86,16 @@ def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
     assert "This was rank 1 at step 5." in said
     assert "was lost" not in said
     assert steps(run) == [2, 4]  # what was being written is written
+    assert all(checkpoint.is_whole(folder) for folder in (run / "checkpoints").iterdir())
+
+
+def test_a_nan_on_one_rank_stops_all_before_it_is_saved(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=2"]
+    assert launch(argv, world=2, setups=[functools.partial(nan_at, 5, 1)], log=log) == [3, 3]
+    assert log.read_text().count("distgan: error: at step 6 main.0.weight in the generator is no longer finite.") == 1
+    assert "Traceback" not in log.read_text()
+    assert steps(run) == [2, 4]
     assert all(checkpoint.is_whole(folder) for folder in (run / "checkpoints").iterdir())
 
 
