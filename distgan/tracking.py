@@ -8,6 +8,7 @@ import netrc
 import os
 import secrets
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +78,7 @@ class Tracker:
         self._accelerator, self._folder, self._config = accelerator, folder, config
         self._metrics: IO[bytes] | None = None
         self._unwritten = b""
+        self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
         self._progress: Progress | None = None
 
     def start(self, step: int, wandb_id: str | None) -> str | None:
@@ -109,8 +111,7 @@ class Tracker:
         }
         self._show(step, metrics, images_per_s)
         self._accelerator.log(record, step=step)
-        self._unwritten += json.dumps(record).encode() + b"\n"
-        self._write()
+        self._write(json.dumps(record).encode() + b"\n")
 
     def advance(self, step: int) -> None:
         """Moves the live bar."""
@@ -132,7 +133,7 @@ class Tracker:
     def sync(self) -> None:
         """Has the metrics so far on disk before a checkpoint says that they are. Raises OSError."""
         if self._metrics is not None:
-            self._write()
+            self._write(b"")
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
@@ -144,11 +145,13 @@ class Tracker:
             for tracker in self._accelerator.trackers:
                 tracker.finish()
 
-    def _write(self) -> None:
-        """Writes what is not written yet; a full disk takes a part of it."""
+    def _write(self, line: bytes) -> None:
+        """Writes a line after what is not written yet; a full disk takes a part of it."""
         assert self._metrics is not None
-        while self._unwritten:
-            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+        with self._lock:
+            self._unwritten += line
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
     def _start_wandb(self, wandb_id: str) -> None:
         """Records online where that is wanted and the server answers, else offline."""

@@ -221,16 +221,19 @@ class Housekeeping:
         return wandb_id
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._requests.__exit__(kind, error, trace)
+        if error is None:
+            self._requests.__exit__(kind, error, trace)
+            self._ranks.on_rank_zero(self._tracker.close)
+            self.end()
+            return
         try:
-            if error is not None and not is_spoken_for(error) and self._ranks.watchdog is not None:
+            if not is_spoken_for(error) and self._ranks.watchdog is not None:
                 self._ranks.watchdog.explain(error)
                 if not isinstance(error, StoppedError):  # its traceback alone would not say where
                     error.add_note(f"This was rank {self._ranks.rank} at step {self._step + 1}.")
         finally:
+            self._requests.__exit__(kind, error, trace)  # only now: the launcher's SIGTERM must not cut the words short
             self._tracker.close()
-        if error is None:
-            self.end()
 
     def end(self) -> None:
         """Tells where things lie, and leaves the folder and the process group."""
@@ -282,25 +285,27 @@ class Housekeeping:
         }
         self._ranks.on_rank_zero(lambda: self._begin_to_save(step, state))
         if self.done(step):
-            self._ranks.on_rank_zero(self._finish)
+            self._ranks.on_rank_zero(self._writing.finish)  # what cannot be saved now is lost, and that is an error
+            if self._stopped and step < self._config.last_step:
+                marker = json.dumps({"step": step}) + "\n"
+                self._record("the preempted marker", lambda: self._folder.preempted.write_text(marker))
 
     def _begin_to_save(self, step: int, state: dict[str, Any]) -> None:
         """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
         self._settle()
         files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
-        config, shape = self._config, self._shape
+        config, shape, keep = self._config, self._shape, self._config.checkpoint
 
         def write() -> None:
             try:
                 self._tracker.sync()
                 checkpoint.save(self._folder.checkpoints, step, files, state)
                 checkpoint.save_generator(self._folder.generator, files["average"], config.model, shape, step=step)
+                checkpoint.prune(self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
             except OSError as error:
                 raise NotSavedError(
                     f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
                 ) from error
-            keep = config.checkpoint
-            checkpoint.prune(self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
 
         self._writing.start(write)
         self._saved_at, self._unsaved = time.monotonic(), False
@@ -315,13 +320,7 @@ class Housekeeping:
             self._unsaved = True
             self._warn(error)
 
-    def _finish(self) -> None:
-        """At the end of this invocation: what cannot be saved now is lost, and that is an error."""
-        self._writing.finish()
-        if self._stopped and self._step < self._config.last_step:
-            self._folder.preempted.write_text(json.dumps({"step": self._step}) + "\n")
-
-    def _record(self, what: str, action: Callable[[], None]) -> None:
+    def _record(self, what: str, action: Callable[[], object]) -> None:
         """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
 
         def attempt() -> None:

@@ -116,12 +116,16 @@ class Watchdog:
 
     def _alarm(self) -> None:
         """Beside the watch, which a store on a machine that hangs lets wait for ever."""
+        deaf, heard = 0.0, self._heard
         while not self._ended.wait(self._interval):
-            if self._waits_long() and time.monotonic() - self._heard > 0.3 * self._timeout:
+            # Counted, not read off the clock: all ranks may have been suspended together, as Slurm does.
+            deaf = deaf + self._interval if self._waits_long() and self._heard == heard else 0.0
+            heard = self._heard
+            if deaf > 0.3 * self._timeout:
                 self._leave(f"rank 0, or its machine, does not answer any more since step {self._step + 1}.")
 
     def _waits_long(self) -> bool:
-        return not self._alone and time.monotonic() - self._moved > 0.7 * self._timeout
+        return not self._alone and time.monotonic() - self._moved > 0.6 * self._timeout
 
     def _tell(self) -> None:
         self._beat += 1

@@ -170,6 +170,8 @@ def test_a_launcher_with_restarts_brings_the_group_back_after_a_killed_rank(tmp_
     assert launch([*RECIPE, f"--run.dir={whole}", *until], world=2) == [0, 0]
     assert tensors(run, steps(run)[-1]) == tensors(whole, steps(whole)[-1])
     assert metrics(run) == metrics(whole)
+    assert log.read_text().count("distgan: error: ") == 1  # by the one that was left, before the launcher ended it
+    assert " was lost at step " in log.read_text()
 
 
 def test_a_wandb_server_that_does_not_answer_holds_up_nothing(tmp_path):
