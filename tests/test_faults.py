@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import signal
 import time
@@ -33,6 +34,13 @@ def whole(folder):
     """The run that nothing befell."""
     assert launch([*TINY, f"--run.dir={folder}"], world=2) == [0, 0]
     return folder
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------
@@ -74,6 +82,20 @@ def test_a_lost_rank_ends_the_job_and_is_named(tmp_path, fault, rank, words):
     assert steps(run) in ([2], [2, 4])  # step 4 was being written
     assert launch([*TINY, f"--run.dir={run}"], world=2) == [0, 0]
     assert metrics(run) == metrics(whole(tmp_path / "whole"))
+
+
+def test_a_job_that_is_suspended_for_longer_than_its_patience_goes_on(tmp_path):
+    """As Slurm suspends one: every process stands still, and wakes to find that nothing has moved for long."""
+    argv = [*TINY, f"--run.dir={tmp_path}", "--train.steps=100", "--run.timeout=2"]
+
+    def suspend(ranks):
+        wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and metrics(tmp_path))
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in ranks:
+                os.kill(rank.pid, number)
+            time.sleep(5 if number == signal.SIGSTOP else 0)
+
+    assert launch(argv, world=2, meanwhile=suspend) == [0, 0]
 
 
 def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
@@ -130,9 +152,7 @@ def test_killed_at_any_moment_the_same_command_ends_as_if_nothing_had_happened(t
     victims = [[0], [1], [0, 1], [1]][seed]
 
     def kill(ranks):
-        deadline = time.monotonic() + 60
-        while len(steps(run)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: len(steps(run)) >= 2)
         time.sleep(wait)
         before.extend(steps(run))
         for victim in victims:
