@@ -324,7 +324,8 @@ def common(config: Config) -> dict[str, Any]:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`, did you mean "x"?` where something known is close, else the list of what is known."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = [key for key in known if key.endswith(f".{word}")]  # its group forgotten
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}."
 
 

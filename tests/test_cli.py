@@ -33,6 +33,7 @@ def complaint(capfd, *argv):
     [
         (["--optim.lrr=1"], ["optim.lrr", "optim.lr"]),
         (["--steps=10"], ["steps", "train.steps"]),
+        (["--lr=1e-4"], ["lr", 'did you mean "optim.lr"?']),
         (["--optim.lr=fast"], ["optim.lr", "fast", "a number"]),
         (["--train.steps=1.5"], ["train.steps", "1.5", "a whole number"]),
         (["--data.image_size=48"], ["data.image_size", "48", "32, 64, 128, 256"]),

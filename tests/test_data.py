@@ -137,6 +137,24 @@ def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placemen
     assert seen.max() <= 1
 
 
+def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictures):
+    images = data.load(DataConfig(source="cifar10", path=str(cifar_folder(tmp_path / "cifar10", pictures))))
+
+    def batches(placement, shares):
+        config = DataConfig(flip=True, placement=placement)
+        feed = data.Batches(images, config, seed=0, batch_size=6, d_steps=2, shares=shares, device=torch.device("cpu"))
+        order = [(step, k, i) for step in range(3) for k in range(2) for i in range(len(shares))]
+        order.insert(5, order[2])  # one again, out of turn, as a paired loss asks for it
+        seen = [feed.at(*at)[0] for at in order]
+        del seen[5]
+        return torch.cat(seen)
+
+    expected = batches("auto", [slice(0, 6)])
+    for placement in ("auto", "device", "host"):
+        for shares in ([slice(0, 6)], [slice(0, 2), slice(2, 4), slice(4, 6)]):
+            assert torch.equal(batches(placement, shares), expected)
+
+
 def cut(file, to=-100):
     file.write_bytes(file.read_bytes()[:to])
 
