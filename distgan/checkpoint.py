@@ -103,15 +103,20 @@ class Background:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
+        self._reported = False
 
     def start(self, work: Callable[[], None]) -> None:
         """Begins a piece of work; the one before must be finished."""
         assert self._running is None
-        self._running = self._pool.submit(work)
+        self._running, self._reported = self._pool.submit(work), False
 
     def failed(self) -> bool:
-        """Whether the work has ended with an error, which `finish` will raise."""
-        return self._running is not None and self._running.done() and self._running.exception() is not None
+        """Whether the work has ended with an error, which `finish` will raise; True but once."""
+        running = self._running
+        if running is None or self._reported or not running.done() or running.exception() is None:
+            return False
+        self._reported = True
+        return True
 
     def finish(self) -> None:
         """Waits for the work, if there is any, and raises the error that it met."""

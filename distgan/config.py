@@ -50,8 +50,8 @@ class RunConfig:
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
     timeout: float = 600.0
-    """Seconds within which the job ends, saying which rank it was, once a rank died or hangs. One step must be shorter;
-    what rank zero does alone need not be."""
+    """Seconds within which the job ends, saying which rank it was, once a rank died or hangs. One step must take less
+    than half of it; what rank zero does alone need not."""
 
     def __post_init__(self) -> None:
         _positive("run.timeout", self.timeout)

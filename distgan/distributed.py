@@ -41,10 +41,11 @@ def launched_ranks() -> tuple[int, int]:
         ValueError: the environment announces several ranks and does not say which one this is.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+    missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if world > 1 and missing:
         raise ValueError(
-            f"WORLD_SIZE is {world}, but RANK or LOCAL_RANK is not set, so that every process would train alone as "
-            "rank 0 of 1: start the ranks with `accelerate launch` or `torchrun`."
+            f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, so that the processes cannot find "
+            "each other: start the ranks with `accelerate launch` or `torchrun`."
         )
     return int(os.environ.get("RANK", "0")), world
 
@@ -192,6 +193,7 @@ class Ranks:
                 except Exception as error:
                     outcome[1] = error
         dist.broadcast_object_list(outcome, src=0, group=self._group)
+        self.watchdog.progressed()
         if outcome[1] is not None:
             raise outcome[1] if self.rank == 0 else spoken_for(outcome[1])
         return outcome[0]

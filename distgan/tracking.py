@@ -10,6 +10,7 @@ import secrets
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -35,13 +36,13 @@ class Meter:
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self._names = names
         self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self._counts = [0] * len(names)
+        self._counts = [0.0] * len(names)
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Adds this rank's mean, a scalar, without waiting for it."""
+    def add(self, name: str, value: Tensor, pieces: int = 1) -> None:
+        """Adds this rank's mean, a scalar, without waiting for it; or that over one of so many pieces of its share."""
         i = self._names.index(name)
-        self._sums[i] += value.detach()
-        self._counts[i] += 1
+        self._sums[i] += value.detach() / pieces
+        self._counts[i] += 1 / pieces
 
     def means(self, ranks: Ranks) -> dict[str, float]:
         """Collective, and waits for the device: the means over steps and ranks; then starts again at zero.
@@ -53,7 +54,7 @@ class Meter:
             name: sum(row[i] for row in rows) / (len(rows) * self._counts[i]) for i, name in enumerate(self._names)
         }
         self._sums.zero_()
-        self._counts = [0] * len(self._names)
+        self._counts = [0.0] * len(self._names)
         return means
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
@@ -109,9 +110,11 @@ class Tracker:
             **metrics,
             "throughput/images_per_s": images_per_s,
         }
-        self._show(step, metrics, images_per_s)
-        self._accelerator.log(record, step=step)
-        self._write(json.dumps(record).encode() + b"\n")
+        try:
+            self._write(json.dumps(record).encode() + b"\n")
+        finally:
+            self._show(step, metrics, images_per_s)
+            self._wandb(lambda: self._accelerator.log(record, step=step))
 
     def advance(self, step: int) -> None:
         """Moves the live bar."""
@@ -128,7 +131,7 @@ class Tracker:
             file.unlink(missing_ok=True)
             raise
         if self._config.track.to == "wandb":
-            self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step)
+            self._wandb(lambda: self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step))
 
     def sync(self) -> None:
         """Has the metrics so far on disk before a checkpoint says that they are. Raises OSError."""
@@ -143,7 +146,14 @@ class Tracker:
         if self._metrics is not None:
             self._metrics.close()
             for tracker in self._accelerator.trackers:
-                tracker.finish()
+                self._wandb(tracker.finish)
+
+    def _wandb(self, action: Callable[[], object]) -> None:
+        """Tells wandb something. Whatever its service meets, training does not end for it: metrics.jsonl has it all."""
+        try:
+            action()
+        except Exception as error:  # of many kinds
+            print(f"distgan: warning: wandb: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
 
     def _write(self, line: bytes) -> None:
         """Writes a line after what is not written yet; a full disk takes a part of it."""

@@ -65,8 +65,8 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     for network in networks.values():
         network.to(accelerator.device)
     if ranks.world > 1 and config.model.sync_batchnorm:
-        models.synchronise(raw_G, accelerator.device)
-        models.synchronise(raw_D, accelerator.device)
+        models.synchronise(raw_G)
+        models.synchronise(raw_D)
     adam_G, adam_D = _adam(raw_G, config), _adam(raw_D, config)
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
 
@@ -122,9 +122,9 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
                         if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
                             loss_D = loss_D + penalty(raw_D, real, y, real_logits, fixed, fake_y, fake_logits)
                         accelerator.backward(loss_D / pieces)
-                    meter.add("loss/discriminator", loss_D)
-                    meter.add("score/real", loss.score(real_logits))
-                    meter.add("score/fake_before", loss.score(fake_logits))
+                    meter.add("loss/discriminator", loss_D, pieces)
+                    meter.add("score/real", loss.score(real_logits), pieces)
+                    meter.add("score/fake_before", loss.score(fake_logits), pieces)
                 opt_D.step()
                 opt_D.zero_grad()
 
@@ -132,13 +132,15 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
                 for i in range(pieces):
                     with ranks.synced(G, last=i == last):
                         if pieces > 1:
-                            (real, y), (z, fake_y) = batches.at(step, k, i), latents.at(step, k, i)
+                            z, fake_y = latents.at(step, k, i)
                             fake = G(z, fake_y)
+                            if loss.paired:
+                                real, y = batches.at(step, k, i)
                         fake_logits = raw_D(fake, fake_y)
                         loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
                         accelerator.backward(loss_G / pieces)
-                    meter.add("loss/generator", loss_G)
-                    meter.add("score/fake_after", loss.score(fake_logits))
+                    meter.add("loss/generator", loss_G, pieces)
+                    meter.add("score/fake_after", loss.score(fake_logits), pieces)
                 opt_G.step()
                 opt_G.zero_grad()
 
@@ -178,7 +180,7 @@ class Housekeeping:
         # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
         self._writing = checkpoint.Background()
         self._saved_at = time.monotonic()
-        self._unsaved = False
+        self._unsaved = self._asked = False
 
     def resume(self) -> int:
         """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
@@ -216,8 +218,11 @@ class Housekeeping:
         return self
 
     def _start(self) -> str | None:
-        wandb_id = self._tracker.start(self._step, self._wandb_id)
-        self._folder.preempted.unlink(missing_ok=True)
+        try:
+            wandb_id = self._tracker.start(self._step, self._wandb_id)
+            self._folder.preempted.unlink(missing_ok=True)
+        except OSError as error:
+            raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
         return wandb_id
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -232,6 +237,7 @@ class Housekeeping:
                 if not isinstance(error, StoppedError):  # its traceback alone would not say where
                     error.add_note(f"This was rank {self._ranks.rank} at step {self._step + 1}.")
         finally:
+            self._finish_writing()
             self._requests.__exit__(kind, error, trace)  # only now: the launcher's SIGTERM must not cut the words short
             self._tracker.close()
 
@@ -271,9 +277,12 @@ class Housekeeping:
 
     def _save_is_due(self, log: bool) -> bool:
         """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
+        if self._ranks.rank != 0 or self._asked:  # the others hear of it a step later
+            return False
         minutes = self._config.checkpoint.every_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-        return self._ranks.rank == 0 and (late or (log and self._unsaved))
+        self._asked = late or (log and self._unsaved)
+        return self._asked
 
     def _save(self, step: int) -> None:
         scaler = self._ranks.scaler
@@ -300,15 +309,22 @@ class Housekeeping:
             try:
                 self._tracker.sync()
                 checkpoint.save(self._folder.checkpoints, step, files, state)
-                checkpoint.save_generator(self._folder.generator, files["average"], config.model, shape, step=step)
                 checkpoint.prune(self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+                checkpoint.save_generator(self._folder.generator, files["average"], config.model, shape, step=step)
             except OSError as error:
                 raise NotSavedError(
                     f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
                 ) from error
 
         self._writing.start(write)
-        self._saved_at, self._unsaved = time.monotonic(), False
+        self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
+
+    def _finish_writing(self) -> None:
+        """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""
+        try:
+            self._writing.finish()
+        except StoppedError as error:
+            print(f"distgan: warning: {error}", file=sys.stderr, flush=True)
 
     def _settle(self) -> None:
         """Waits for the checkpoint that is being written; if that failed, stops or has it tried again."""

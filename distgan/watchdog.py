@@ -23,9 +23,9 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
-from distgan.errors import LostRankError, spoken_for
+from distgan.errors import LostRankError, StoppedError, spoken_for
 
-_LOST_CONNECTION = re.compile(r"gloo|NCCL|Connection (closed|reset|refused)|Broken pipe|Store", re.IGNORECASE)
+_LOST_CONNECTION = re.compile(r"[Gg]loo|NCCL|Connection (closed|reset|refused)|Broken pipe|Dist\w+Error|TCPStore")
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ class Watchdog:
             thread.start()
 
     def moved(self, step: int) -> None:
-        """This rank has come further."""
-        self._step, self._moved = step, time.monotonic()
+        """This rank has finished a step."""
+        self._step = step
+        self.progressed()
+
+    def progressed(self) -> None:
+        """This rank has come further: a step, or what rank zero did alone, is over."""
+        self._moved = time.monotonic()
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -90,19 +95,23 @@ class Watchdog:
         Raises:
             LostRankError: another rank died or failed, which is what broke a connection of this one.
         """
-        if not isinstance(error, RuntimeError) or not _LOST_CONNECTION.search(f"{type(error).__name__} {error}"):
+        lost_connection = _LOST_CONNECTION.search(f"{type(error).__name__} {error}")
+        if isinstance(error, StoppedError) or not isinstance(error, RuntimeError) or not lost_connection:
             self._first("failed", str(self._rank))
             return
         try:
-            silent = self._silent()
-            failed = self._store.check(["failed"]) or self._store.check(["told"])
+            silent = [] if self._is_told() else self._silent()
+            failed = self._is_told()
         except RuntimeError:
             raise LostRankError(f"rank 0, or its machine, was lost at step {self._step + 1}. {_GO_ON}") from error
         if failed:  # it says so itself
             raise spoken_for(LostRankError("another rank failed")) from error
         said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self._step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
-        raise (lost if self._first("told", str(self._rank)) else spoken_for(lost)) from error
+        if not self._first("told", str(self._rank)):
+            raise spoken_for(lost) from error
+        time.sleep(3 * self._interval)  # the others look likewise, maybe in a store that leaves with this rank
+        raise lost from error
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
@@ -160,6 +169,10 @@ class Watchdog:
         names = {rank: f"rank {rank}" for rank in range(self._world)}
         there = {rank: name for rank, name in names.items() if self._store.check([name])}
         return {rank: _Sign(**json.loads(self._store.get(name))) for rank, name in there.items()}
+
+    def _is_told(self) -> bool:
+        """Whether a rank has said, or is about to say, what happened. Raises where the store is gone."""
+        return self._store.check(["failed"]) or self._store.check(["told"])
 
     def _first(self, key: str, value: str) -> bool:
         """Whether this rank is the first to set a key."""

@@ -446,9 +446,9 @@ def chatty_meter() -> None:
 
 
 class _ChattyMeter(train.Meter):
-    def add(self, name: str, value: Tensor) -> None:
+    def add(self, name: str, value: Tensor, pieces: int = 1) -> None:
         assert value.item() < 1e9
-        super().add(name, value)
+        super().add(name, value, pieces)
 
 
 class _StrictHousekeeping(train.Housekeeping):

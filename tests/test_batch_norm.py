@@ -12,8 +12,6 @@ from torch import nn
 
 from distgan import models
 
-CPU = torch.device("cpu")
-
 
 def whole_and_share(rank, world, dtype):
     """Plain batch norm on the whole batch, the synchronised one on a share of it; what each computed."""
@@ -25,7 +23,7 @@ def whole_and_share(rank, world, dtype):
     nn.init.normal_(plain.bias, generator=rng)
     network = nn.Sequential(nn.BatchNorm2d(5).to(dtype))
     network[0].load_state_dict(plain.state_dict())
-    models.synchronise(network, CPU)
+    models.synchronise(network)
     share = slice(rank * 12 // world, (rank + 1) * 12 // world)
 
     def passes(layer, images, gradients):
@@ -74,7 +72,7 @@ def test_a_layer_keeps_its_parameters_names_and_inference(monkeypatch):
     x = torch.randn(2, 1, 8, 8)
     expected = network.eval()(x)
     assert models.has_batch_norm(network)
-    models.synchronise(network, CPU)
+    models.synchronise(network)
     assert network[1].weight is weight
     assert list(network.state_dict()) == names
     assert models.has_batch_norm(network)

@@ -182,8 +182,8 @@ def test_a_full_disk_is_said_and_what_it_missed_is_written_when_there_is_room_ag
     assert launch(argv, world=2, setups=setups, log=log) == [0, 0], log.read_text()
     said = log.read_text()
     assert "Traceback" not in said
-    for words in ("step 4 could not be saved", "the samples of step 8 could not", "(No space left on device)"):
-        assert f"distgan: warning: {words}" in said or words in said
+    for words in ("step 4 could not be saved", "the samples of step 8 could not be written"):
+        assert f"distgan: warning: {words}" in said
     undisturbed = whole(tmp_path / "whole")
     assert metrics(run) == metrics(undisturbed)
     ours, expected = tensors(run, 11), tensors(undisturbed, 11)
@@ -221,7 +221,8 @@ def test_saving_does_not_hold_up_training(tmp_path):
 def test_minutes_save_as_steps_do(tmp_path, world):
     argv = [*TINY, f"--run.dir={tmp_path}", "--checkpoint.keep_last=100", "--checkpoint.every_minutes=1e-9"]
     assert launch(argv, world=world) == [0] * world
-    assert steps(tmp_path) == list(range(world, 12))  # rank zero's wish is known to all a step later
+    # Rank zero's wish is known to all a step later, and one wish saves once.
+    assert steps(tmp_path) == (list(range(1, 12)) if world == 1 else [2, 4, 6, 8, 10, 11])
 
 
 # Precision ------------------------------------------------------------------------------------------------------------

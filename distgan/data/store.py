@@ -36,6 +36,7 @@ from distgan.data.sources import Record, Source
 
 _FORMAT = 1
 _CHUNK = 256  # pictures in memory at once while they are decoded
+_THREADS = 8  # at most; each may hold a large picture, a gigabyte of it at Pillow's limit
 _TELL_EVERY = 30.0  # seconds between lines of progress in a log
 
 
@@ -243,7 +244,7 @@ def _decoded(
             return error
 
     remaining = iter(records)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
             for record, outcome in zip(chunk, pool.map(attempt, chunk), strict=True):
                 if isinstance(outcome, Tensor):

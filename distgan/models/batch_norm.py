@@ -14,15 +14,12 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
-def synchronise(network: nn.Module, device: torch.device) -> None:
+def synchronise(network: nn.Module) -> None:
     """Has each batch norm take its statistics over all ranks, whose shares must be equal; parameters stay the same.
 
     A layer then costs one collective of 2C numbers per training forward and one per backward, and cannot be
-    differentiated twice. On CUDA it is torch's own, whose kernels are fused and which refuses the CPU.
+    differentiated twice. torch's own refuses the CPU, and on CUDA makes the host wait in every forward.
     """
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return
     for layer in network.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = SyncBatchNorm2d  # the same layer, with another forward
