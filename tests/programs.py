@@ -233,6 +233,14 @@ class _EventfulHousekeeping(train.Housekeeping):
         super().keep(step)
 
 
+def slow_alone_then_slow_step(alone: float, step: float) -> None:
+    """Rank zero takes its time over the samples of step 3, and every rank over the step after."""
+    samples = train.Tracker.samples
+    train.Tracker.samples = lambda *args: (time.sleep(alone), samples(*args))
+    for rank in range(2):
+        at_the_end_of(4, rank, lambda: time.sleep(step))
+
+
 def sleep_at(step: int, rank: int) -> None:
     at_the_end_of(step, rank, lambda: time.sleep(1000))
 
