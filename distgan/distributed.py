@@ -25,13 +25,13 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from distgan.config import TrainConfig
-from distgan.errors import spoken_for
+from distgan.errors import StoppedError, is_spoken_for, spoken_for
 from distgan.watchdog import Watchdog
 
 T = TypeVar("T")
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-_PATIENCE = timedelta(days=7)  # of those who wait; see watchdog.py
+_PATIENCE = timedelta(days=1)  # of those who wait, for a machine that prepares its images, say; see watchdog.py
 
 
 def launched_ranks() -> tuple[int, int]:
@@ -143,6 +143,7 @@ class Ranks:
         self.rank: int = accelerator.process_index
         self.world: int = accelerator.num_processes
         self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+        self._explained = False
         self.watchdog = Watchdog(store, self.rank, self.world, timeout=timeout) if store is not None else None
 
     @property
@@ -211,8 +212,35 @@ class Ranks:
         if self.rank == 0:
             print(text, flush=True)
 
-    def leave(self) -> None:
-        """Collective: ends the watch and the process group."""
+    def moved(self, step: int) -> None:
+        """This rank has finished a step."""
+        if self.watchdog is not None:
+            self.watchdog.moved(step)
+
+    def explain(self, error: BaseException) -> None:
+        """Tells the others that this rank leaves with an error. To be called while it still hears stop signals.
+
+        Raises:
+            LostRankError: the fault is another rank's, and what this one met is only its consequence.
+        """
+        if self.watchdog is None or is_spoken_for(error) or self._explained:
+            return
+        self._explained = True
+        self.watchdog.explain(error)
+        if not isinstance(error, StoppedError | ValueError):  # its traceback alone would not say where
+            error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
+
+    def __enter__(self) -> Self:
+        """Collective: begins the watch over the ranks."""
+        if self.watchdog is not None:
+            self.watchdog.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Collective where there is no error: ends the watch and the process group."""
+        if error is not None:
+            self.explain(error)
+            return
         if self.watchdog is not None:
             self.gather(None)  # nobody leaves while another still waits for it
             self.watchdog.stop()

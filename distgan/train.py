@@ -19,7 +19,7 @@ from distgan import config as configuration
 from distgan.config import Config
 from distgan.distributed import Ranks
 from distgan.ema import Average
-from distgan.errors import NotSavedError, StoppedError, is_spoken_for
+from distgan.errors import NotSavedError, StoppedError
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Penalty
 from distgan.run_folder import Claim, RunFolder
@@ -49,17 +49,18 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
         ValueError: a mistake of the user's, found before anything starts wherever it can be.
         NotFiniteError: the training diverged; the checkpoints before stay.
     """
-    # ------------------------------------------------------------------------------------------------------------------
-    # Whatever can be wrong, before any GPU or process group is touched.
+    prepared = _prepare(config, penalty)  # whatever can be wrong, before any GPU or process group is touched
+    claim = prepared.folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
+    with distributed.start(config.train, timeout=config.run.timeout, tracker=config.track.to) as ranks:
+        _train(config, penalty, prepared, claim, ranks)
 
-    loss, folder, images, shape, raw_G, raw_D, average = _prepare(config, penalty)
-    networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
-    claim = folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
 
+def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim: Claim | None, ranks: Ranks) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
-    ranks = distributed.start(config.train, timeout=config.run.timeout, tracker=config.track.to)
+    loss, folder, images, shape, raw_G, raw_D, average = prepared
+    networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     accelerator = ranks.accelerator
     ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **_versions()})
     for network in networks.values():
@@ -201,6 +202,7 @@ class Housekeeping:
                 self._ranks.scaler.load_state_dict(state["scaler"])
             self._wandb_id = state["wandb_id"]
             self._step = state["step"]
+        self._ranks.moved(self._step)
         return self._step
 
     def __enter__(self) -> Self:
@@ -213,8 +215,6 @@ class Housekeeping:
             f"{self._config.train.precision}"
         )
         self._requests.__enter__()
-        if self._ranks.watchdog is not None:
-            self._ranks.watchdog.start(self._step)
         return self
 
     def _start(self) -> str | None:
@@ -232,21 +232,17 @@ class Housekeeping:
             self.end()
             return
         try:
-            if not is_spoken_for(error) and self._ranks.watchdog is not None:
-                self._ranks.watchdog.explain(error)
-                if not isinstance(error, StoppedError):  # its traceback alone would not say where
-                    error.add_note(f"This was rank {self._ranks.rank} at step {self._step + 1}.")
+            self._ranks.explain(error)
         finally:
             self._finish_writing()
             self._requests.__exit__(kind, error, trace)  # only now: the launcher's SIGTERM must not cut the words short
             self._tracker.close()
 
     def end(self) -> None:
-        """Tells where things lie, and leaves the folder and the process group."""
+        """Tells where things lie, and leaves the folder."""
         self._ranks.say(_where_things_lie(self._folder, self._step, self._config))
         if self._claim is not None:
             self._claim.release()
-        self._ranks.leave()
 
     def done(self, step: int) -> bool:
         """Whether this invocation ends here."""
@@ -255,8 +251,7 @@ class Housekeeping:
     def keep(self, step: int) -> None:
         """After each step: what is due at it."""
         track, self._step = self._config.track, step
-        if self._ranks.watchdog is not None:
-            self._ranks.watchdog.moved(step)
+        self._ranks.moved(step)
         end, log = step == self._config.last_step, step % track.log_every == 0
         self._tracker.advance(step)
         if log or end:

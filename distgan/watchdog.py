@@ -51,22 +51,22 @@ class Watchdog:
         self._interval = min(2.0, timeout / 30)
         self._store = store.clone()  # a connection of its own: it is a thread's
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
-        self._step, self._moved, self._alone = 0, time.monotonic(), False
+        self.step = 0  # that this rank has finished
+        self._moved, self._alone = time.monotonic(), False
         self._main = threading.main_thread().ident
         self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._alarm)]
 
-    def start(self, step: int) -> None:
-        """Begins to watch; training stands at this step."""
-        self.moved(step)
-        self._heard = time.monotonic()
+    def start(self) -> None:
+        """Begins to watch."""
+        self._moved = self._heard = time.monotonic()
         for thread in self._threads:
             thread.start()
 
     def moved(self, step: int) -> None:
         """This rank has finished a step."""
-        self._step = step
+        self.step = step
         self.progressed()
 
     def progressed(self) -> None:
@@ -103,10 +103,10 @@ class Watchdog:
             silent = [] if self._is_told() else self._silent()
             failed = self._is_told()
         except RuntimeError:
-            raise LostRankError(f"rank 0, or its machine, was lost at step {self._step + 1}. {_GO_ON}") from error
+            raise LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}") from error
         if failed:  # it says so itself
             raise spoken_for(LostRankError("another rank failed")) from error
-        said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self._step + 1}."
+        said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self.step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
         if not self._first("told", str(self._rank)):
             raise spoken_for(lost) from error
@@ -131,14 +131,14 @@ class Watchdog:
             deaf = deaf + self._interval if self._waits_long() and self._heard == heard else 0.0
             heard = self._heard
             if deaf > 0.3 * self._timeout:
-                self._leave(f"rank 0, or its machine, does not answer any more since step {self._step + 1}.")
+                self._leave(f"rank 0, or its machine, does not answer any more since step {self.step + 1}.")
 
     def _waits_long(self) -> bool:
         return not self._alone and time.monotonic() - self._moved > 0.6 * self._timeout
 
     def _tell(self) -> None:
         self._beat += 1
-        sign = _Sign(self._beat, self._step, _place(self._main), self._alone)
+        sign = _Sign(self._beat, self.step, _place(self._main), self._alone)
         self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
 
     def _judge(self) -> None:
@@ -146,7 +146,7 @@ class Watchdog:
         silent = self._silent()
         signs = self._signs()
         if silent:
-            self._end(f"{_these(silent)} does not answer any more since step {self._step + 1}.")
+            self._end(f"{_these(silent)} does not answer any more since step {self.step + 1}.")
         elif self._waits_long() and not any(sign.alone for sign in signs.values()):
             last = min(sign.step for sign in signs.values())
             behind = {rank: sign for rank, sign in signs.items() if sign.step == last}

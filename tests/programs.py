@@ -254,6 +254,18 @@ def fail_at(step: int, rank: int) -> None:
     at_the_end_of(step, rank, fail)
 
 
+def fail_while_resuming(rank: int) -> None:
+    """As where one machine cannot read the run's folder."""
+    resume = train.Housekeeping.resume
+
+    def failing(house: train.Housekeeping) -> int:
+        if house._ranks.rank == rank:
+            raise PermissionError(13, "Permission denied", "state.json")
+        return resume(house)
+
+    train.Housekeeping.resume = failing
+
+
 def full_disk_between(first: int, last: int, folder: Path) -> None:
     """Fills the disk of a folder to the last byte at the end of a step, and makes room again at the end of another."""
     filler = folder / "filler"

@@ -14,6 +14,7 @@ from programs import (
     another_torch,
     cpu_scaler,
     fail_at,
+    fail_while_resuming,
     full_disk_between,
     launch,
     nan_at,
@@ -125,6 +126,16 @@ def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
     assert "was lost" not in said
     assert steps(run) == [2, 4]  # what was being written is written
     assert all(checkpoint.is_whole(folder) for folder in (run / "checkpoints").iterdir())
+
+
+def test_so_is_one_before_training(tmp_path):
+    log = tmp_path / "log"
+    argv = [*TINY, f"--run.dir={tmp_path / 'run'}"]
+    assert launch(argv, world=2, setups=[functools.partial(fail_while_resuming, 1)], log=log) == [LOST, 1]
+    said = log.read_text()
+    assert said.count("Traceback") == 1
+    assert "PermissionError: [Errno 13] Permission denied: 'state.json'" in said
+    assert "This was rank 1 at step 1." in said
 
 
 def test_a_nan_on_one_rank_stops_all_before_it_is_saved(tmp_path):
