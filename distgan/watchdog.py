@@ -110,7 +110,7 @@ class Watchdog:
         lost = LostRankError(f"{said} {_GO_ON}")
         if not self._first("told", str(self._rank)):
             raise spoken_for(lost) from error
-        time.sleep(3 * self._interval)  # the others look likewise, maybe in a store that leaves with this rank
+        self._linger()
         raise lost from error
 
     def _watch(self) -> None:
@@ -170,6 +170,10 @@ class Watchdog:
         there = {rank: name for rank, name in names.items() if self._store.check([name])}
         return {rank: _Sign(**json.loads(self._store.get(name))) for rank, name in there.items()}
 
+    def _linger(self) -> None:
+        """The others judge likewise, and are to find that it is told, maybe in a store that leaves with this rank."""
+        time.sleep(min(10.0, 0.2 * self._timeout))
+
     def _is_told(self) -> bool:
         """Whether a rank has said, or is about to say, what happened. Raises where the store is gone."""
         return self._store.check(["failed"]) or self._store.check(["told"])
@@ -189,7 +193,7 @@ class Watchdog:
     def _leave(self, what: str) -> None:
         """Says it and leaves at once: the main thread waits in a library for what does not come."""
         print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
-        time.sleep(3 * self._interval)  # the others judge likewise, and find that it is told
+        self._linger()
         os._exit(LostRankError.exit_code)
 
 

@@ -16,6 +16,7 @@ from distgan import checkpoint, cli
 from distgan import config as configuration
 
 BIN = Path(sys.executable).parent
+RANK_0 = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def complaint(capfd, *argv):
@@ -75,8 +76,9 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(tmp_path, capfd, monkeypa
 @pytest.mark.parametrize(
     ("environment", "overrides", "words"),
     [
-        ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}, ["--train.batch_size=64"], ["64", "3", "63 or 66"]),
+        (RANK_0 | {"WORLD_SIZE": "3"}, ["--train.batch_size=64"], ["64", "3", "63 or 66"]),
         ({"WORLD_SIZE": "2"}, [], ["WORLD_SIZE is 2", "accelerate launch"]),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, [], ["MASTER_ADDR and MASTER_PORT", "not set"]),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, [], ["bf16", "fp32"]),
         ({"ACCELERATE_USE_FSDP": "true"}, [], ["FSDP"]),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, [], ["DeepSpeed"]),
