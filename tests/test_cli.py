@@ -85,7 +85,7 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(tmp_path, capfd, monkeypa
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, [], ["accumulation"]),
         ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, [], ["dynamo"]),
     ],
-    ids=["batch", "world", "precision", "fsdp", "deepspeed", "accumulation", "dynamo"],
+    ids=["batch", "world", "address", "precision", "fsdp", "deepspeed", "accumulation", "dynamo"],
 )
 def test_what_the_launcher_asks_for_is_adopted_or_refused(tmp_path, capfd, monkeypatch, environment, overrides, words):
     for name, value in environment.items():
