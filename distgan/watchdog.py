@@ -7,6 +7,7 @@ for most of `timeout` reads what the others tell.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -100,7 +101,7 @@ class Watchdog:
             self._first("failed", str(self._rank))
             return
         try:
-            silent = [] if self._is_told() else self._silent()
+            silent = [] if self._is_told() else self._silent(3 * self._interval)
             failed = self._is_told()
         except RuntimeError:
             raise LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}") from error
@@ -134,7 +135,7 @@ class Watchdog:
                 self._leave(f"rank 0, or its machine, does not answer any more since step {self.step + 1}.")
 
     def _waits_long(self) -> bool:
-        return not self._alone and time.monotonic() - self._moved > 0.6 * self._timeout
+        return not self._alone and time.monotonic() - self._moved > 0.5 * self._timeout
 
     def _tell(self) -> None:
         self._beat += 1
@@ -143,7 +144,8 @@ class Watchdog:
 
     def _judge(self) -> None:
         """Ends the job where a rank is lost. This one has come no further for a long time."""
-        silent = self._silent()
+        # Long enough for a process that lives: one whose main thread keeps Python's lock for seconds tells nothing.
+        silent = self._silent(0.25 * self._timeout)
         signs = self._signs()
         if silent:
             self._end(f"{_these(silent)} does not answer any more since step {self.step + 1}.")
@@ -155,14 +157,15 @@ class Watchdog:
             places = "; ".join(f"rank {rank} is in {sign.place}" for rank, sign in stuck.items())
             self._end(f"{_these(list(stuck))} hangs at step {last + 1} ({places}).")
 
-    def _silent(self) -> list[int]:
-        """Ranks from which nothing is heard in a while. Raises where the store is gone."""
-        before = self._signs()
-        for _ in range(3):
+    def _silent(self, seconds: float) -> list[int]:
+        """Ranks from which nothing is heard for so long. Raises where the store is gone."""
+        before = after = self._signs()
+        for _ in range(math.ceil(seconds / self._interval)):  # counted, as in _alarm
             time.sleep(self._interval)
             if threading.current_thread() in self._threads:
                 self._tell()  # this rank is watched, too
-        after = self._signs()
+            after = self._signs()
+            self._heard = time.monotonic()
         return [r for r in range(self._world) if r != self._rank and after.get(r) == before.get(r)]
 
     def _signs(self) -> dict[int, _Sign]:

@@ -181,9 +181,9 @@ def test_a_wandb_server_that_does_not_answer_holds_up_nothing(tmp_path):
         environment = {
             "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
             "WANDB_API_KEY": "0" * 40,
-            "WANDB_INIT_TIMEOUT": "6",
+            "WANDB_INIT_TIMEOUT": "12",
         }
-        process = start(run, log, "--run.timeout=3", "--train.steps=100000", environment=environment)
+        process = start(run, log, "--run.timeout=8", "--train.steps=100000", environment=environment)
         wait_until(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 3, process, log)
         process.send_signal(signal.SIGTERM)
         process.wait(60)
