@@ -21,11 +21,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from distgan.config import TrainConfig
 from distgan.errors import StoppedError, is_spoken_for, spoken_for
+from distgan.meeting import meet
 from distgan.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -64,12 +63,12 @@ def check(train: TrainConfig) -> None:
             f"{' or '.join(map(str, fits[:2]))} would do."
         )
     local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if not _use_cpu() and local_world > gpus:
+    if not use_cpu() and local_world > gpus:
         raise ValueError(
             f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
             "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml."
         )
-    if _use_cpu() and train.precision == "fp16":
+    if use_cpu() and train.precision == "fp16":
         raise ValueError("train.precision is fp16, which needs a GPU: use fp32 here, or bf16.")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", _MIXED_PRECISION[train.precision]):
@@ -100,51 +99,86 @@ def pieces(train: TrainConfig) -> int:
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
 
-def start(train: TrainConfig, *, timeout: float, tracker: str) -> "Ranks":
-    """Collective: joins the process group and configures the one Accelerator; `timeout` is `run.timeout`, in seconds.
-
-    DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
-
-    Raises:
-        ValueError: the GPU cannot do the precision.
-    """
-    _, world = launched_ranks()
-    _die_with_launcher()
-    store = _join() if world > 1 else None
-    if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
-    torch.backends.cudnn.allow_tf32 = train.precision != "fp32"
-    # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-    accelerator = Accelerator(
-        cpu=_use_cpu(),
-        log_with=None if tracker == "none" else tracker,
-        mixed_precision=_MIXED_PRECISION[train.precision],
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # Every update of either network updates the one scaler; with one D step that is twice torch's usual 2000.
-            GradScalerKwargs(growth_interval=4000),
-        ],
-    )
-    assert accelerator.num_processes == world  # else every rank would train alone, as rank 0 of 1
-    if train.precision == "bf16" and accelerator.device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
-    return Ranks(accelerator, store, timeout=timeout)
-
-
 class Ranks:
-    """What the ranks of a started process group agree on. Collective: made on every rank at the same point."""
+    """The ranks of one start and what they agree on; as a context it finds them, watches over them, ends with them.
 
-    def __init__(self, accelerator: Accelerator, store: Store | None, *, timeout: float) -> None:
-        """Args: the one Accelerator; the store that formed the process group, if there is one; `run.timeout`."""
-        self.accelerator = accelerator
-        self.rank: int = accelerator.process_index
-        self.world: int = accelerator.num_processes
-        self._group: Any = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+    Until `join` there is no process group, and no GPU is touched.
+    """
+
+    accelerator: Accelerator
+    """The one Accelerator, once joined."""
+
+    def __init__(self, *, timeout: float) -> None:
+        """Args: `run.timeout`, in seconds."""
+        self.rank, self.world = launched_ranks()
+        self.watchdog: Watchdog | None = None
+        self._timeout = timeout
+        self._group: Any = None
         self._explained = False
-        self.watchdog = Watchdog(store, self.rank, self.world, timeout=timeout) if store is not None else None
+
+    def __enter__(self) -> Self:
+        """Collective: waits for all ranks and begins the watch over them.
+
+        Raises:
+            LostRankError, ValueError: as `meet`.
+        """
+        _die_with_launcher()
+        if self.world > 1:
+            self._store = meet(timeout=self._timeout)
+            self.watchdog = Watchdog(self._store, self.rank, self.world, timeout=self._timeout)
+            self.watchdog.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Collective where there is no error: ends the watch and the process group."""
+        if error is not None:
+            self.explain(error)
+            return
+        if self.watchdog is not None:
+            self.gather(None)  # nobody leaves while another still waits for it
+            self.watchdog.stop()
+        self.accelerator.state.destroy_process_group()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Around what a rank does by itself, however long, as preparing its machine's images."""
+        return nullcontext() if self.watchdog is None else self.watchdog.alone()
+
+    def join(self, train: TrainConfig, *, tracker: str) -> None:
+        """Collective: forms the process group, which Accelerate takes up, and configures the one Accelerator.
+
+        DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
+
+        Raises:
+            ValueError: the GPU cannot do the precision.
+        """
+        if self.world > 1:
+            self._store.set_timeout(_PATIENCE)
+            backend = "gloo" if use_cpu() else "nccl"
+            dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+            )
+            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        if train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
+        torch.backends.cudnn.allow_tf32 = train.precision != "fp32"
+        # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        self.accelerator = Accelerator(
+            cpu=use_cpu(),
+            log_with=None if tracker == "none" else tracker,
+            mixed_precision=_MIXED_PRECISION[train.precision],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                # Every update of either network updates the one scaler; with one D step that is twice torch's 2000.
+                GradScalerKwargs(growth_interval=4000),
+            ],
+        )
+        assert self.accelerator.num_processes == self.world  # else every rank would train alone, as rank 0 of 1
+        on_gpu = self.accelerator.device.type == "cuda"
+        if train.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+            raise ValueError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -230,22 +264,6 @@ class Ranks:
         if not isinstance(error, StoppedError | ValueError):  # its traceback alone would not say where
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
 
-    def __enter__(self) -> Self:
-        """Collective: begins the watch over the ranks."""
-        if self.watchdog is not None:
-            self.watchdog.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Collective where there is no error: ends the watch and the process group."""
-        if error is not None:
-            self.explain(error)
-            return
-        if self.watchdog is not None:
-            self.gather(None)  # nobody leaves while another still waits for it
-            self.watchdog.stop()
-        self.accelerator.state.destroy_process_group()
-
     def requests(self) -> "Requests":
         return Requests(self._group)
 
@@ -318,21 +336,8 @@ def settle_gradient_buckets(passes: Callable[[], None]) -> None:
         passes()
 
 
-def _join() -> Store:
-    """Forms the process group, which Accelerate takes up, and returns the store that its ranks met in.
-
-    Its keys carry the number of the attempt: a launcher that restarts its group can keep the store, in which new ranks
-    would find the addresses of those before (torch 2.14 with the static rendezvous, which is Accelerate's default). The
-    patience is for a machine that is still preparing its images.
-    """
-    store, rank, world = next(rendezvous("env://", timeout=_PATIENCE))
-    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    backend = "gloo" if _use_cpu() else "nccl"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return store
-
-
-def _use_cpu() -> bool:
+def use_cpu() -> bool:
+    """Whether to train on the CPU: the launcher says so, or there is no GPU."""
     asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     return asked or not torch.cuda.is_available()
 

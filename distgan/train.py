@@ -49,9 +49,12 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
         ValueError: a mistake of the user's, found before anything starts wherever it can be.
         NotFiniteError: the training diverged; the checkpoints before stay.
     """
-    prepared = _prepare(config, penalty)  # whatever can be wrong, before any GPU or process group is touched
-    claim = prepared.folder.claim(config) if distributed.launched_ranks()[0] == 0 else None
-    with distributed.start(config.train, timeout=config.run.timeout, tracker=config.track.to) as ranks:
+    distributed.check(config.train)
+    with Ranks(timeout=config.run.timeout) as ranks:
+        with ranks.alone():
+            prepared = _prepare(config, penalty)  # whatever can be wrong, before any GPU or process group is touched
+            claim = prepared.folder.claim(config) if ranks.rank == 0 else None
+        ranks.join(config.train, tracker=config.track.to)
         _train(config, penalty, prepared, claim, ranks)
 
 
@@ -351,6 +354,7 @@ class Housekeeping:
 
 def check(config: Config) -> None:
     """Prints what would run, and stops: no GPU or process group is touched, nothing written but the data's cache."""
+    distributed.check(config.train)
     _, folder, images, shape, *networks, _ = _prepare(config)
     rank, world = distributed.launched_ranks()
     if rank != 0:
@@ -381,7 +385,6 @@ class _Prepared(NamedTuple):
 
 def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but the prepared images in the cache."""
-    distributed.check(config.train)
     loss = losses.build(config.loss.name)
     folder = RunFolder(config.run.dir)
     folder.check(config)

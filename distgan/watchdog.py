@@ -25,6 +25,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from distgan.errors import LostRankError, StoppedError, spoken_for
+from distgan.meeting import node
 
 _LOST_CONNECTION = re.compile(r"[Gg]loo|NCCL|Connection (closed|reset|refused)|Broken pipe|Dist\w+Error|TCPStore")
 
@@ -53,7 +54,7 @@ class Watchdog:
         self._store = store.clone()  # a connection of its own: it is a thread's
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
         self.step = 0  # that this rank has finished
-        self._moved, self._alone = time.monotonic(), False
+        self._moved, self._alone, self._leaving = time.monotonic(), False, False
         self._main = threading.main_thread().ident
         self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()
@@ -96,17 +97,20 @@ class Watchdog:
         Raises:
             LostRankError: another rank died or failed, which is what broke a connection of this one.
         """
+        self._leaving = True
         lost_connection = _LOST_CONNECTION.search(f"{type(error).__name__} {error}")
         if isinstance(error, StoppedError) or not isinstance(error, RuntimeError) or not lost_connection:
-            self._first("failed", str(self._rank))
+            self._first("failed", f"{self._rank} {node()}")
             return
         try:
             silent = [] if self._is_told() else self._silent(3 * self._interval)
-            failed = self._is_told()
+            told = self._is_told()
+            failed = self._failed() if told else None
         except RuntimeError:
             raise LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}") from error
-        if failed:  # it says so itself
-            raise spoken_for(LostRankError("another rank failed")) from error
+        if told:
+            lost = LostRankError(failed or "another rank was lost")
+            raise (lost if failed else spoken_for(lost)) from error
         said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self.step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
         if not self._first("told", str(self._rank)):
@@ -115,9 +119,15 @@ class Watchdog:
         raise lost from error
 
     def _watch(self) -> None:
+        doomed = 0.0
         while not self._ended.wait(self._interval):
             try:
                 self._tell()
+                # This one may wait for the rank that failed, in a library that does not notice.
+                waits = not self._alone and not self._leaving and self._store.check(["failed"])
+                doomed = doomed + self._interval if waits else 0.0
+                if doomed > self._moment():
+                    self._follow()
                 if self._waits_long():
                     self._judge()
             except RuntimeError:
@@ -175,7 +185,23 @@ class Watchdog:
 
     def _linger(self) -> None:
         """The others judge likewise, and are to find that it is told, maybe in a store that leaves with this rank."""
-        time.sleep(min(10.0, 0.2 * self._timeout))
+        time.sleep(self._moment())
+
+    def _moment(self) -> float:
+        """Seconds in which all ranks that live have noticed something."""
+        return min(10.0, 0.2 * self._timeout)
+
+    def _failed(self) -> str | None:
+        """What is to be said of the rank that failed: it says why itself, but the log of another machine is another."""
+        if not self._store.check(["failed"]):
+            return None
+        rank, its_node = self._store.get("failed").decode().split(" ", 1)
+        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        return (
+            f"rank {rank}, on another node, failed, and says there why. {_GO_ON}"
+            if its_node != node() and first_here
+            else None
+        )
 
     def _is_told(self) -> bool:
         """Whether a rank has said, or is about to say, what happened. Raises where the store is gone."""
@@ -187,6 +213,13 @@ class Watchdog:
             return self._store.compare_set(key, "", value).decode() == value
         except RuntimeError:
             return True
+
+    def _follow(self) -> None:
+        """Ends after a rank that failed."""
+        failed = self._failed()
+        if failed is not None:
+            print(f"distgan: error: {failed}", file=sys.stderr, flush=True)
+        os._exit(LostRankError.exit_code)
 
     def _end(self, what: str) -> None:
         if self._first("told", str(self._rank)):

@@ -320,12 +320,11 @@ def other_images(rank: int = 0) -> None:
 
 def cpu_scaler(overflow_at: int | None = None) -> None:
     """fp16's loss scaler on the CPU, its scale growing every other step; D's gradient overflows in one step."""
-    start = train.distributed.start
 
-    def with_scaler(*args: object, **options: object) -> object:
-        ranks = start(*args, **options)
-        ranks.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
-        return ranks
+    class Scaled(train.Ranks):
+        def join(self, *args: object, **options: object) -> None:
+            super().join(*args, **options)
+            self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
 
     class Overflowing(train.Housekeeping):
         def resume(self) -> int:
@@ -333,7 +332,7 @@ def cpu_scaler(overflow_at: int | None = None) -> None:
             first.register_hook(lambda grad: grad * torch.inf if self._step + 1 == overflow_at else grad)
             return super().resume()
 
-    train.distributed.start, train.Housekeeping = with_scaler, Overflowing
+    train.Ranks, train.Housekeeping = Scaled, Overflowing
 
 
 def forget_moments() -> None:

@@ -8,8 +8,8 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "errors"]
-VERBS = ["train", "sample", "export"]  # and data/__main__.py
-PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "watchdog"]
+VERBS = ["train", "where", "sample", "export"]  # and data/__main__.py
+PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog"]
 
 
 def imports(file: Path) -> set[str]:

@@ -1,0 +1,18 @@
+"""Tells where a recipe's run lies, for scripts: `rm -r "$(distgan where --config RECIPE)"`. Imports no torch."""
+
+import sys
+from collections.abc import Sequence
+
+from distgan import config as configuration
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`distgan where --config RECIPE [--group.key=value ...]`: prints `run.dir`, after checking the recipe's keys."""
+    config, _ = configuration.parse(argv, prog="distgan where")
+    print(config.run.dir)
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["where", *sys.argv[1:]]))
