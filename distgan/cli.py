@@ -15,6 +15,7 @@ from distgan.errors import StoppedError, is_spoken_for
 
 VERBS = {
     "train": "train a GAN, or resume a run",
+    "doctor": "tell how this machine and launcher look, and what to change",
     "where": "print the folder of a recipe's run",
     "sample": "draw images from a trained generator",
     "data": "show what distgan sees of a data set, and prepare it",

@@ -24,7 +24,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 
 from distgan.config import TrainConfig
 from distgan.errors import StoppedError, is_spoken_for, spoken_for
-from distgan.meeting import meet
+from distgan.meeting import adopt_srun, meet
 from distgan.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -39,12 +39,13 @@ def launched_ranks() -> tuple[int, int]:
     Raises:
         ValueError: the environment announces several ranks and does not say which one this is.
     """
+    adopt_srun()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if world > 1 and missing:
         raise ValueError(
             f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, so that the processes cannot find "
-            "each other: start the ranks with `accelerate launch` or `torchrun`."
+            "each other: start the ranks with `accelerate launch`, `torchrun` or `srun`."
         )
     return int(os.environ.get("RANK", "0")), world
 

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import re
 import socket
 import time
 import uuid
@@ -51,6 +52,35 @@ def meet(*, timeout: float) -> Store:
     if called["nodes"] > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(called["address_of_0"]))
     return PrefixStore(called["name"], store)
+
+
+def adopt_srun() -> None:
+    """Where srun itself started several tasks, without a launcher on each node, makes them ranks, as torchrun would."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks == 1 or "WORLD_SIZE" in os.environ:
+        return
+    node_number = int(os.environ["SLURM_NODEID"])
+    per_node = [  # "2(x3),1": three nodes of two tasks, one of one
+        int(count)
+        for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", os.environ["SLURM_STEP_TASKS_PER_NODE"])
+        for _ in range(int(times or 1))
+    ]
+    # srun's own host is the first node only in a batch script; a list of nodes looks like "gpu[03-05,9],login1".
+    name, first, rest = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\]([^,]*))?", os.environ["SLURM_STEP_NODELIST"]).groups("")  # type: ignore[union-attr]
+    try:
+        socket.getaddrinfo(head := name + first + rest, None)
+    except socket.gaierror:
+        head = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": str(tasks),
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(per_node[node_number]),
+        "GROUP_RANK": str(node_number),
+        "MASTER_ADDR": head,
+        "MASTER_PORT": str(10000 + (job + 997 * step) % 20000),
+    }
 
 
 def interface_towards(address: str) -> str:

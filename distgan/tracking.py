@@ -167,7 +167,7 @@ class Tracker:
         """Records online where that is wanted and the server answers, else offline."""
         import wandb
 
-        mode = _wandb_mode()
+        mode = wandb_mode()
         if mode == "offline":
             self._say_offline("no key found; `wandb login` or WANDB_API_KEY sends runs to the server")
         try:
@@ -226,7 +226,7 @@ def _progress(total: int, completed: int) -> Progress:
     return progress
 
 
-def _wandb_mode() -> str:
+def wandb_mode() -> str:
     """The user's WANDB_MODE, else online exactly where there is a key: wandb itself fails without one, unless asked."""
     import wandb
 

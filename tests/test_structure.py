@@ -8,7 +8,7 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "errors"]
-VERBS = ["train", "where", "sample", "export"]  # and data/__main__.py
+VERBS = ["train", "where", "doctor", "sample", "export"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog"]
 
 

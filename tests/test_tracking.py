@@ -25,4 +25,4 @@ def test_wandb_records_online_exactly_where_there_is_a_key(tmp_path, monkeypatch
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
-    assert tracking._wandb_mode() == expected
+    assert tracking.wandb_mode() == expected
