@@ -166,6 +166,8 @@ class Ranks:
         torch.backends.cudnn.allow_tf32 = train.precision != "fp32"
         # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        # On every rank that srun itself started; torchrun and accelerate launch set it.
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset", category=UserWarning)
         self.accelerator = Accelerator(
             cpu=use_cpu(),
             log_with=None if tracker == "none" else tracker,

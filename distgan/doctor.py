@@ -115,7 +115,7 @@ def facts_here(rank: int, *, device: str) -> dict[str, Any]:
         "cache": str(cache),
         "cache_writable": os.access(there, os.W_OK),
         "cache_free": shutil.disk_usage(there).free,
-        "cached_data_sets": len(list(cache.glob("*/store.json"))),
+        "data_sets": len(list(cache.glob("*/store.json"))),
         "folder": str(Path.cwd()),
         "folder_writable": os.access(Path.cwd(), os.W_OK),
         "folder_free": shutil.disk_usage(Path.cwd()).free,
@@ -265,7 +265,7 @@ def show(report: dict[str, Any]) -> None:
     lines = {
         "backend": f"{first['backend'] or 'none, with one process'}",
         "wandb": first["wandb"],
-        "data cache": f"{first['cache']}, {first['cached_data_sets']} prepared, {first['cache_free'] / 1e9:.1f} GB free",
+        "data cache": f"{first['cache']}, {first['data_sets']} prepared, {first['cache_free'] / 1e9:.1f} GB free",
         "this folder": f"{first['folder']}, {first['folder_free'] / 1e9:.1f} GB free",
     }
     if reduced is not None:

@@ -164,6 +164,27 @@ def test_scancel_leaves_a_good_checkpoint_and_no_process(cluster, tmp_path):
     assert "JobState=CANCELLED" in cluster.run("scontrol", "show", "job", job.number)
 
 
+def test_srun_alone_starts_ranks_too(cluster, tmp_path):
+    """Without a launcher on each node: three tasks on two nodes."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    cluster.run(
+        "srun", "--nodes=2", "--ntasks=3", "env", "OMP_NUM_THREADS=1", "distgan", "train", *TINY, f"--run.dir={run}"
+    )
+    assert launch([*TINY, f"--run.dir={whole}"], world=3) == [0, 0, 0]
+    assert tensors(run, 11) == tensors(whole, 11)
+
+
+def test_the_doctor_names_the_rank_that_would_fail(cluster, tmp_path):
+    full = 'if [ "$SLURM_PROCID" = 1 ]; then export XDG_CACHE_HOME=/proc; fi; exec distgan doctor --json "$0"'
+    command = ["srun", "--nodes=2", "bash", "-c", full, str(tmp_path / "found.json")]
+    done = subprocess.run(command, env=cluster.environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "1. training fails, rank 1: less than 500 MB are free for the data cache (/proc/distgan)" in done.stdout
+    assert done.stderr.count("distgan: error: training would fail here: ") == 1
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [finding["ranks"] for finding in found["findings"] if finding["weight"] == "fails"] == [[1]]
+
+
 def processes_of(run: Path) -> list[str]:
     commands = []
     for folder in Path("/proc").iterdir():
