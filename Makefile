@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test soak check format clean
+.PHONY: help install quickstart test soak slurm slurm-down check format clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 .venv/.run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -26,6 +26,12 @@ test: .venv/.dev  ## the tests
 
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s
+
+slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)
+	@slurm/local_cluster up
+
+slurm-down:  ## end that Slurm's jobs and take it away
+	@slurm/local_cluster down
 
 check: .venv/.dev  ## formatting, lint, types
 	$(BIN)/ruff format --check .
