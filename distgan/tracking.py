@@ -85,7 +85,8 @@ class Tracker:
     def start(self, step: int, wandb_id: str | None) -> str | None:
         """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps."""
         if self._config.track.to == "wandb":
-            wandb_id = wandb_id or secrets.token_hex(4)
+            # A sweep's agent, or whoever else has named the run, waits for it under that name.
+            wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             self._start_wandb(wandb_id)
         cut_metrics(self._folder.metrics, step)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
