@@ -6,7 +6,9 @@ that one rank is slow at makes the others time out; the watchdog notices who is 
 """
 
 import ctypes
+import json
 import os
+import platform
 import signal
 import sys
 import warnings
@@ -16,12 +18,14 @@ from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+import accelerate
 import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 
+from distgan import __version__
 from distgan.config import TrainConfig
 from distgan.errors import StoppedError, is_spoken_for, spoken_for
 from distgan.meeting import adopt_srun, meet
@@ -63,12 +67,6 @@ def check(train: TrainConfig) -> None:
             f"train.batch_size is {train.batch_size}, which {world} processes cannot share equally: "
             f"{' or '.join(map(str, fits[:2]))} would do."
         )
-    local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if not use_cpu() and local_world > gpus:
-        raise ValueError(
-            f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
-            "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml."
-        )
     if use_cpu() and train.precision == "fp16":
         raise ValueError("train.precision is fp16, which needs a GPU: use fp32 here, or bf16.")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -93,6 +91,27 @@ def check(train: TrainConfig) -> None:
         raise ValueError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
 
 
+def check_gpus() -> None:
+    """Checks that this machine has a GPU for each of its processes, unless they are to use the CPU. Touches none.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if not use_cpu() and local_world > gpus:
+        raise ValueError(
+            f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
+            "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml; under srun give GPUs by --gpus-per-node, "
+            "not to each task."
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of what computes; ranks with different ones would train apart, and are refused."""
+    packages = {"distgan": __version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
+    return {**packages, "numpy": np.__version__, "Python": platform.python_version()}
+
+
 def pieces(train: TrainConfig) -> int:
     """Into how many equal parts a rank's share of a batch is cut, for `train.max_batch_per_device`."""
     share = train.batch_size // launched_ranks()[1]
@@ -115,6 +134,7 @@ class Ranks:
         self.watchdog: Watchdog | None = None
         self._timeout = timeout
         self._group: Any = None
+        self._gathered = 0  # times, before `join`
         self._explained = False
 
     def __enter__(self) -> Self:
@@ -125,8 +145,8 @@ class Ranks:
         """
         _die_with_launcher()
         if self.world > 1:
-            self._store = meet(timeout=self._timeout)
-            self.watchdog = Watchdog(self._store, self.rank, self.world, timeout=self._timeout)
+            self._store, nodes = meet(timeout=self._timeout)
+            self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
             self.watchdog.start()
         return self
 
@@ -138,7 +158,8 @@ class Ranks:
         if self.watchdog is not None:
             self.gather(None)  # nobody leaves while another still waits for it
             self.watchdog.stop()
-        self.accelerator.state.destroy_process_group()
+        if dist.is_initialized():
+            self.accelerator.state.destroy_process_group()
 
     def alone(self) -> AbstractContextManager[None]:
         """Around what a rank does by itself, however long, as preparing its machine's images."""
@@ -237,11 +258,23 @@ class Ranks:
         return outcome[0]
 
     def gather(self, value: T) -> list[T]:
-        """Collective: every rank's value, in order, on every rank. Waits for what computes it."""
-        if self._group is None:
+        """Collective: every rank's value, in order, on every rank. Before `join` only values that JSON knows."""
+        if self.world == 1:
             return [value]
+        if self._group is None:
+            return self._gather_in_store(value)
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _gather_in_store(self, value: T) -> list[T]:
+        self._gathered += 1
+        name = f"gathered {self._gathered} by rank"
+        self._store.set(f"{name} {self.rank}", json.dumps(value))
+        values = [json.loads(self._store.get(f"{name} {rank}")) for rank in range(self.world)]
+        self._store.set(f"read {name} {self.rank}", "")
+        if self.rank == 0:  # the store may leave with it
+            self._store.wait([f"read {name} {rank}" for rank in range(self.world)])
         return values
 
     def say(self, text: str) -> None:

@@ -4,19 +4,19 @@ import argparse
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import resource
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -30,26 +30,24 @@ from distgan.distributed import Ranks
 from distgan.errors import spoken_for
 from distgan.tracking import wandb_mode
 
-_PATIENCE = 60.0  # seconds for the ranks to find each other
+_PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
 _FLOATS = 3_500_000  # all-reduced: about the gradients of the larger network of a 64-pixel DCGAN of width 64
-_ROOM = 500e6  # bytes: some checkpoints of such a DCGAN
+_ROOM = 500e6  # bytes: some checkpoints of such a DCGAN, or CIFAR-10 prepared three times
 
-Weight = Literal["fails", "slow", "note"]
-_WEIGHTS: tuple[Weight, ...] = ("fails", "slow", "note")
+Weight = Literal["training fails", "warning", "note"]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Finding:
-    """Something to change on some ranks."""
+    """Something to know or to change on some ranks."""
 
     weight: Weight
-    """`fails`: training would; `slow`: it would waste what is there; `note`: good to know."""
     text: str
-    ranks: list[int] = field(default_factory=list)
+    ranks: list[int]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan doctor [--json PATH]`, alone, under a launcher or under srun.
+    """Collective: `distgan doctor [--json PATH]`, alone, under a launcher or under srun.
 
     Raises:
         ValueError: training would fail here.
@@ -60,151 +58,190 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write what was found to a file")
     arguments = parser.parse_args(argv)
-    report = examine()
-    failing = [finding for finding in report["findings"] if finding["weight"] == "fails"]
-    if distributed.launched_ranks()[0] == 0:
-        show(report)
-        if arguments.json is not None:
-            arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    if failing:
-        error = ValueError(f"training would fail here: {failing[0]['text']}")
-        raise error if distributed.launched_ranks()[0] == 0 else spoken_for(error)
-
-
-def examine() -> dict[str, Any]:
-    """Collective: what every rank sees, an all-reduce tried and timed, and the findings; the same on all ranks."""
-    rank, world = distributed.launched_ranks()
-    train = TrainConfig(batch_size=world)
-    try:
-        distributed.check(train)
-    except ValueError as error:  # it is the launcher's, so every rank has it
-        facts = [facts_here(rank, device="cpu" if distributed.use_cpu() else "cuda")]
-        return {"ranks": facts, "all_reduce": None, "findings": [asdict(Finding("fails", str(error), [rank]))]}
     with Ranks(timeout=_PATIENCE) as ranks:
-        ranks.join(train, tracker="none")
-        everyone = ranks.gather(facts_here(rank, device=ranks.accelerator.device.type))
-        reduced = _all_reduce(ranks) if world > 1 else None
-        findings = [asdict(finding) for finding in advise(everyone)]
-        if reduced is not None and not reduced["right"]:
-            findings.insert(0, asdict(Finding("fails", "an all-reduce gave a wrong sum.", list(range(world)))))
-    return {"ranks": everyone, "all_reduce": reduced, "findings": findings}
+        with ranks.alone():
+            here = facts_here(ranks.rank)
+        everyone = ranks.gather(here)
+        findings = advise(everyone)
+        failing = [finding for finding in findings if finding.weight == "training fails"]
+        if ranks.rank == 0:  # before the wire is tried, which may hang
+            show(everyone, findings)
+        reduced = None
+        if ranks.world > 1 and not failing:
+            ranks.join(TrainConfig(batch_size=ranks.world), tracker="none")
+            reduced = _all_reduce(ranks)
+            ranks.say(f"all-reduce  {reduced['bytes'] / 1e6:.1f} MB in {1e3 * reduced['seconds']:.2f} ms")
+            if not reduced["right"]:
+                failing = [Finding("training fails", "an all-reduce gave a wrong sum.", list(range(ranks.world)))]
+                findings = failing + findings
+        if ranks.rank == 0 and arguments.json is not None:
+            said = [asdict(finding) for finding in findings]
+            _write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
+    if failing:
+        error = ValueError(f"training would fail here: {failing[0].text}")
+        raise error if ranks.rank == 0 else spoken_for(error)
 
 
-def facts_here(rank: int, *, device: str) -> dict[str, Any]:
-    """What this rank sees: JSON values only. Writes nothing but a file in the data cache, which it removes."""
+def facts_here(rank: int) -> dict[str, Any]:
+    """What this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision: Any = launched if launched in ("bf16", "fp16") else "fp32"
+    try:
+        distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1], precision=precision))
+        distributed.check_gpus()
+        refused = None
+    except ValueError as error:
+        refused = str(error)
+    use_cpu = distributed.use_cpu()
     cache = cache_folder(DataConfig())
-    there = next(folder for folder in [cache, *cache.parents] if folder.exists())
     facts: dict[str, Any] = {
         "rank": rank,
         "host": socket.gethostname(),
         "node": os.environ.get("GROUP_RANK", "0"),
-        "versions": _versions(),
-        "device": device,
+        "versions": distributed.versions(),
+        "others": {name: importlib.metadata.version(name) for name in ("torchvision", "wandb")},
+        "refused": refused,
+        "device": "cpu",
+        "backend": "gloo" if use_cpu else "nccl",
+        "precisions": ["fp32", "bf16"],
         "gpus": torch.cuda.device_count(),
         "nvidia_devices": len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]),
+        "hidden": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "job_without_gpus": "SLURM_JOB_ID" in os.environ and "SLURM_GPUS_ON_NODE" not in os.environ,
+        "asked_for_cpu": os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes"),
         "local_ranks": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-        "backend": dist.get_backend() if dist.is_initialized() else None,
         "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
-        "nccl_interface": os.environ.get("NCCL_SOCKET_IFNAME"),
+        "nccl_interface": None if use_cpu else os.environ.get("NCCL_SOCKET_IFNAME"),
         "infiniband": sorted(path.name for path in Path("/sys/class/infiniband").glob("*")),
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],  # -1: no limit
-        "shared_memory_free": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").exists() else None,
-        "cpus": len(os.sched_getaffinity(0)),
+        "shared_memory_free": _free("/dev/shm"),
+        "cpus": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "wandb": wandb_mode(),
+        "wandb_asked": os.environ.get("WANDB_MODE"),
         "cache": str(cache),
-        "cache_writable": os.access(there, os.W_OK),
-        "cache_free": shutil.disk_usage(there).free,
-        "data_sets": len(list(cache.glob("*/store.json"))),
+        "cache_fault": _fault(cache, make=True),
+        "cache_free": _free(cache),
+        "data_sets": len(list(cache.glob("stores/*/store.json"))) if os.access(cache, os.R_OK) else 0,
         "folder": str(Path.cwd()),
-        "folder_writable": os.access(Path.cwd(), os.W_OK),
-        "folder_free": shutil.disk_usage(Path.cwd()).free,
-        "precisions": ["fp32", "bf16"],
+        "folder_fault": _fault(Path.cwd(), make=False),
+        "folder_free": _free(Path.cwd()),
     }
-    if device == "cuda":
-        gpu = torch.cuda.current_device()
+    if not use_cpu and refused is None:
+        gpu = int(os.environ.get("LOCAL_RANK", "0"))
         free, total = torch.cuda.mem_get_info(gpu)
+        nccl: Any = torch.cuda.nccl
+        with torch.cuda.device(gpu):
+            bf16 = torch.cuda.is_bf16_supported(False)
         facts |= {
             "device": torch.cuda.get_device_name(gpu),
             "memory_free": free,
             "memory": total,
-            "precisions": ["fp32", *(["bf16"] if torch.cuda.is_bf16_supported(False) else []), "fp16"],
+            "precisions": ["fp32", *(["bf16"] if bf16 else []), "fp16"],
         }
+        facts["others"] |= {"CUDA": str(torch.version.cuda), "NCCL": ".".join(map(str, nccl.version()))}
     return facts
 
 
 def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
-    """What to change, the weightiest first, given the facts of all ranks in their order."""
+    """What to know and to change, the weightiest first, given the facts of all ranks in their order."""
     found: dict[tuple[Weight, str], list[int]] = defaultdict(list)
     first = everyone[0]
     for facts in everyone:
+        rank = facts["rank"]
         for weight, text in _advise_one(facts):
-            found[weight, text].append(facts["rank"])
+            found[weight, text].append(rank)
         for package, version in facts["versions"].items():
-            if version != (expected := first["versions"].get(package)):
+            if version != (expected := first["versions"][package]):
                 text = f"{package} is {version}, but {expected} on rank 0: install the same on every node."
-                found["fails", text].append(facts["rank"])
-        if facts["device"] != first["device"]:
+                found["training fails", text].append(rank)
+        if facts["backend"] != first["backend"]:
+            text = f"it would train on {facts['device']}, rank 0 on {first['device']}: GPUs on all nodes, or on none."
+            found["training fails", text].append(rank)
+        elif facts["device"] != first["device"]:
             text = f"it has {facts['device']}, rank 0 {first['device']}: the slowest sets everybody's pace."
-            found["slow", text].append(facts["rank"])
+            found["warning", text].append(rank)
         if facts["threads"] != first["threads"]:
             text = f"it uses {facts['threads']} CPU threads, rank 0 {first['threads']}: set OMP_NUM_THREADS alike."
-            found["slow", text].append(facts["rank"])
-    findings = [Finding(weight, text, ranks) for (weight, text), ranks in found.items()]
-    return sorted(findings, key=lambda finding: _WEIGHTS.index(finding.weight))
+            found["warning", text].append(rank)
+    for node in dict.fromkeys(facts["node"] for facts in everyone):
+        here = [facts for facts in everyone if facts["node"] == node]
+        threads, cpus = sum(facts["threads"] for facts in here), len({cpu for facts in here for cpu in facts["cpus"]})
+        if threads > cpus:
+            text = (
+                f"{len(here)} processes use {threads} threads on {cpus} CPUs: OMP_NUM_THREADS={cpus // len(here) or 1}."
+            )
+            found["warning", text] += [facts["rank"] for facts in here]
+    weights = get_args(Weight)
+    ordered = sorted(found.items(), key=lambda item: weights.index(item[0][0]))
+    return [Finding(weight, text, ranks) for (weight, text), ranks in ordered]
 
 
 def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
-    on_gpu = facts["device"] != "cpu"
-    advice: list[tuple[bool, Weight, str]] = [
+    on_gpu = facts["backend"] == "nccl"
+    unused = facts["nvidia_devices"] > 0 and facts["gpus"] == 0
+    explained = facts["hidden"] is not None or facts["job_without_gpus"]
+    advice: list[tuple[object, Weight, str]] = [
+        (facts["refused"], "training fails", str(facts["refused"])),
         (
-            not facts["cache_writable"],
-            "fails",
-            f"the data cache {facts['cache']} cannot be written: set XDG_CACHE_HOME, or data.cache in the recipe.",
+            facts["cache_fault"],
+            "training fails",
+            f"the data cache {facts['cache']} cannot be written ({facts['cache_fault']}): set XDG_CACHE_HOME, or "
+            "data.cache in the recipe.",
         ),
         (
-            not facts["folder_writable"],
-            "fails",
-            f"{facts['folder']} cannot be written: start from another folder, or give a run.dir elsewhere.",
+            facts["rank"] == 0 and facts["folder_fault"],
+            "warning",
+            f"{facts['folder']} cannot be written ({facts['folder_fault']}): a recipe's run.dir is to lie elsewhere.",
         ),
         (
-            min(facts["cache_free"], facts["folder_free"]) < _ROOM,
-            "fails",
-            f"less than {_ROOM / 1e6:.0f} MB are free for the data cache ({facts['cache']}) or for runs "
-            f"({facts['folder']}): make room.",
+            not facts["cache_fault"] and facts["cache_free"] < _ROOM,
+            "warning",
+            f"{facts['cache_free'] / 1e6:.0f} MB are free for the data cache {facts['cache']}: make room.",
         ),
         (
-            not on_gpu and facts["nvidia_devices"] > 0 and facts["gpus"] == 0,
-            "slow",
-            f"there are {facts['nvidia_devices']} GPUs, but this torch cannot use them (CUDA "
-            f"{facts['versions']['CUDA']}): update the driver, install the torch of its CUDA, or unhide them.",
+            facts["rank"] == 0 and not facts["folder_fault"] and facts["folder_free"] < _ROOM,
+            "warning",
+            f"{facts['folder_free'] / 1e6:.0f} MB are free in {facts['folder']}: make room, or have run.dir elsewhere.",
         ),
         (
-            not on_gpu and facts["gpus"] > 0,
-            "slow",
+            unused and not explained,
+            "warning",
+            f"there are {facts['nvidia_devices']} GPUs, but this torch ({facts['versions']['torch']}) cannot use them: "
+            "update the driver, or install the torch of its CUDA.",
+        ),
+        (
+            facts["gpus"] > 0 and facts["asked_for_cpu"],
+            "warning",
             f"there are {facts['gpus']} GPUs, but the launcher asks for the CPU: launch/gpu1.yaml or launch/gpu8.yaml.",
         ),
         (
             on_gpu and facts["gpus"] > facts["local_ranks"],
-            "slow",
+            "warning",
             f"{facts['local_ranks']} of {facts['gpus']} GPUs are used: more --num_processes use the others.",
         ),
         (
-            on_gpu and bool(facts["infiniband"]) and 0 <= facts["locked_memory"] < 1 << 30,
-            "slow",
+            on_gpu and facts["infiniband"] and 0 <= facts["locked_memory"] < 1 << 30,
+            "warning",
             "locked memory is limited, which InfiniBand cannot do with: `ulimit -l unlimited`, on Slurm "
             "PropagateResourceLimitsExcept=MEMLOCK.",
         ),
         (
-            on_gpu and facts["local_ranks"] > 1 and (facts["shared_memory_free"] or 0) < 1 << 28,
-            "slow",
+            on_gpu and facts["local_ranks"] > 1 and facts["shared_memory_free"] < 1 << 28,
+            "warning",
             "/dev/shm is small for NCCL between GPUs: in a container, --shm-size=1g.",
         ),
         (
-            facts["threads"] * facts["local_ranks"] > facts["cpus"],
-            "slow",
-            f"{facts['local_ranks']} processes of {facts['threads']} CPU threads share {facts['cpus']} CPUs: set "
-            f"OMP_NUM_THREADS={max(1, facts['cpus'] // facts['local_ranks'])}.",
+            unused and explained,
+            "note",
+            "GPUs are hidden: "
+            + (f"CUDA_VISIBLE_DEVICES is {facts['hidden']}." if facts["hidden"] else "the job has none."),
+        ),
+        (not on_gpu and facts["nvidia_devices"] == 0, "note", "no GPU here: training runs on the CPU."),
+        (
+            on_gpu and "bf16" in facts["precisions"],
+            "note",
+            "this GPU does bf16: --train.precision=bf16 is what we advise.",
         ),
         (
             on_gpu and "bf16" not in facts["precisions"],
@@ -212,17 +249,7 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
             "this GPU cannot do bf16: train.precision fp16 or fp32.",
         ),
         (
-            on_gpu and "bf16" in facts["precisions"],
-            "note",
-            "this GPU does bf16: --train.precision=bf16 is what we advise.",
-        ),
-        (
-            not on_gpu and facts["gpus"] == facts["nvidia_devices"] == 0,
-            "note",
-            "no GPU here: training runs on the CPU.",
-        ),
-        (
-            facts["rank"] == 0 and facts["wandb"] == "offline",
+            facts["rank"] == 0 and facts["wandb"] == "offline" and facts["wandb_asked"] is None,
             "note",
             "wandb records offline: `wandb login` or WANDB_API_KEY sends runs to the server.",
         ),
@@ -235,7 +262,8 @@ def _all_reduce(ranks: Ranks) -> dict[str, Any]:
     device = ranks.accelerator.device
     wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
     times, right = [], True
-    for _ in range(8):
+    for step in range(8):
+        ranks.moved(step)
         numbers = torch.full((_FLOATS,), ranks.rank + 1.0, device=device)
         wait()
         ranks.gather(None)  # all begin at once
@@ -244,44 +272,41 @@ def _all_reduce(ranks: Ranks) -> dict[str, Any]:
         wait()
         times.append(time.perf_counter() - began)
         right = right and bool((numbers == ranks.world * (ranks.world + 1) / 2).all())
-    seconds = max(ranks.gather(sorted(times)[len(times) // 2]))  # the first ones connect, too
+    seconds = max(ranks.gather(sorted(times)[len(times) // 2]))  # the median: the first ones connect, too
     return {"bytes": 4 * _FLOATS, "seconds": seconds, "right": all(ranks.gather(right))}
 
 
-def show(report: dict[str, Any]) -> None:
-    """Prints a report."""
-    first, reduced = report["ranks"][0], report["all_reduce"]
-    print("distgan doctor: " + ", ".join(f"{name} {version}" for name, version in first["versions"].items()))
+def show(everyone: list[dict[str, Any]], findings: list[Finding]) -> None:
+    """Prints what was found."""
+    first = everyone[0]
+    versions = first["versions"] | first["others"]
+    print("distgan doctor: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     table = Table(box=None, pad_edge=False)
-    for column in ("rank", "host", "device", "memory free", "precision", "CPUs", "threads", "interface"):
+    for column in ("rank", "host", "device", "memory free", "precision", "CPUs", "threads", "gloo over", "NCCL over"):
         table.add_column(column, overflow="fold")
-    for facts in report["ranks"]:
+    for facts in everyone:
         memory = f"{facts['memory_free'] / 1e9:.1f} of {facts['memory'] / 1e9:.1f} GB" if "memory" in facts else "-"
+        nccl = "-" if facts["backend"] == "gloo" else facts["nccl_interface"] or "its choice"
         table.add_row(
             str(facts["rank"]), facts["host"], facts["device"], memory, " ".join(facts["precisions"]),
-            str(facts["cpus"]), str(facts["threads"]), facts["interface"] or "the library's choice",
+            str(len(facts["cpus"])), str(facts["threads"]), facts["interface"] or "its choice", nccl,
         )  # fmt: skip
-    Console(width=120 if not sys.stdout.isatty() else None).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     lines = {
-        "backend": f"{first['backend'] or 'none, with one process'}",
+        "backend": first["backend"] if len(everyone) > 1 else "none, with one process",
         "wandb": first["wandb"],
         "data cache": f"{first['cache']}, {first['data_sets']} prepared, {first['cache_free'] / 1e9:.1f} GB free",
         "this folder": f"{first['folder']}, {first['folder_free'] / 1e9:.1f} GB free",
     }
-    if reduced is not None:
-        speed = f"{reduced['bytes'] / 1e6:.1f} MB in {1e3 * reduced['seconds']:.2f} ms"
-        lines["all-reduce"] = f"{speed}, {'right' if reduced['right'] else 'WRONG'} on all ranks"
     for name, said in lines.items():
         print(f"{name:12}{said}")
-    if not report["findings"]:
-        print("nothing to change")
-        return
-    print("what to change, the weightiest first:")
-    heads = {"fails": "training fails", "slow": "wasteful", "note": "note"}
-    for number, finding in enumerate(report["findings"], 1):
-        print(
-            f"{number:3}. {heads[finding['weight']]}, {_who(finding['ranks'], len(report['ranks']))}: {finding['text']}"
-        )
+    changes = [finding for finding in findings if finding.weight != "note"]
+    print("what to change, the weightiest first:" if changes else "nothing needs to be changed")
+    for number, finding in enumerate(changes, 1):
+        print(f"{number:3}. {finding.weight}, {_who(finding.ranks, len(everyone))}: {finding.text}")
+    for finding in findings[len(changes) :]:
+        print(f"note, {_who(finding.ranks, len(everyone))}: {finding.text}")
+    sys.stdout.flush()
 
 
 def _who(ranks: list[int], world: int) -> str:
@@ -290,15 +315,30 @@ def _who(ranks: list[int], world: int) -> str:
     return " and ".join(f"rank {rank}" for rank in ranks)
 
 
-def _versions() -> dict[str, str]:
-    packages = ("distgan", "torch", "torchvision", "accelerate", "wandb", "numpy")
-    nccl: Any = torch.cuda.nccl
-    return {
-        **{name: importlib.metadata.version(name) for name in packages},
-        "Python": platform.python_version(),
-        "CUDA": str(torch.version.cuda or "-"),
-        "NCCL": ".".join(map(str, nccl.version())) if torch.cuda.is_available() else "-",
-    }
+def _fault(folder: Path, *, make: bool) -> str | None:
+    """Why a folder cannot be written, tried with a file that is gone again."""
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
+def _free(folder: str | Path) -> int:
+    """Bytes; 0 where there is no such folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def _write(file: Path, report: dict[str, Any]) -> None:
+    try:
+        file.write_text(json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

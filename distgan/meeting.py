@@ -1,5 +1,6 @@
 """How ranks find each other: in the launcher's store, before any process group, whatever was in that store before."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -8,7 +9,7 @@ import socket
 import time
 import uuid
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -16,11 +17,18 @@ from torch.distributed.rendezvous import rendezvous
 
 from distgan.errors import LostRankError, spoken_for
 
-_TOGETHER = "start the launchers of all nodes together, each with its own --machine_rank"
+
+class Meeting(NamedTuple):
+    """The ranks of one start."""
+
+    store: Store
+    """That only they share."""
+    nodes: int
+    """How many launchers started them."""
 
 
-def meet(*, timeout: float) -> Store:
-    """Collective: returns a store that only the ranks of this start share, once all of them are there.
+def meet(*, timeout: float) -> Meeting:
+    """Collective: returns once all ranks of this start are there.
 
     A launcher that restarts its group keeps its store, and one node's launcher may have been started again while
     another's stayed, so that neither the store nor the number of restarts tells the living from those before. Rank zero
@@ -34,7 +42,7 @@ def meet(*, timeout: float) -> Store:
 
     Raises:
         LostRankError: not all came in time.
-        ValueError: there are two of a rank, or the meeting place is taken by another program.
+        ValueError: there are two of a rank, their numbers differ, or the meeting place is taken by another program.
     """
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
@@ -44,14 +52,14 @@ def meet(*, timeout: float) -> Store:
         raise
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
-            raise ValueError(f"{place} is taken by another program: choose another --main_process_port.") from error
-        raise LostRankError(
-            f"the other ranks cannot be reached at {place}: {_TOGETHER} and the same --main_process_ip and "
-            "--main_process_port, open to all nodes."
-        ) from error
+            raise ValueError(f"{place} is taken by another program: set MASTER_PORT to a free port.") from error
+        unreached = LostRankError(f"the other ranks cannot be reached at {place}: {_together()}.")
+        raise (unreached if os.environ.get("LOCAL_RANK", "0") == "0" else spoken_for(unreached)) from error
     if called["nodes"] > 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(called["address_of_0"]))
-    return PrefixStore(called["name"], store)
+        address = _resolved() if not _is_loopback(_resolved()) else called["address_of_0"]
+        with contextlib.suppress(OSError):  # no way to it: gloo's own choice cannot be worse
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(address))
+    return Meeting(PrefixStore(called["name"], store), called["nodes"])
 
 
 def adopt_srun() -> None:
@@ -66,9 +74,9 @@ def adopt_srun() -> None:
         for _ in range(int(times or 1))
     ]
     # srun's own host is the first node only in a batch script; a list of nodes looks like "gpu[03-05,9],login1".
-    name, first, rest = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\]([^,]*))?", os.environ["SLURM_STEP_NODELIST"]).groups("")  # type: ignore[union-attr]
+    nodes = re.split(r",(?![^[]*\])", os.environ["SLURM_STEP_NODELIST"])
     try:
-        socket.getaddrinfo(head := name + first + rest, None)
+        socket.getaddrinfo(head := re.sub(r"\[(\d+)[^]]*\]", r"\1", nodes[0]), None)
     except socket.gaierror:
         head = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
@@ -78,9 +86,9 @@ def adopt_srun() -> None:
         "LOCAL_RANK": os.environ["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(per_node[node_number]),
         "GROUP_RANK": str(node_number),
-        "MASTER_ADDR": head,
-        "MASTER_PORT": str(10000 + (job + 997 * step) % 20000),
     }
+    os.environ.setdefault("MASTER_ADDR", head)
+    os.environ.setdefault("MASTER_PORT", str(10000 + (job + 997 * step) % 20000))
 
 
 def interface_towards(address: str) -> str:
@@ -102,17 +110,20 @@ def node() -> str:
 
 def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any]:
     """Waits until all ranks that are there answer to one call, and returns it."""
-    deadline = time.monotonic() + timeout
+    deadline, heartbeat = time.monotonic() + timeout, 0
     me = f"process {os.getpid()} on {socket.gethostname()}"
     mine = {"token": uuid.uuid4().hex, "process": me, "node": node(), "address_of_0": _resolved()}
     store.set(f"here {rank}", json.dumps(mine))
     while True:
+        store.set(f"waits {rank}", str(heartbeat := heartbeat + 1))
         if rank == 0:
             _call(store, world)
         here = json.loads(store.get(f"here {rank}"))
         if here != mine:
             raise _two(rank, me, here["process"])
         called = json.loads(store.get("called")) if store.check(["called"]) else None
+        if called is not None and len(called["ranks"]) != world:
+            raise ValueError(f"rank 0 was told of {len(called['ranks'])} ranks, rank {rank} of {world}: {_together()}.")
         if called is not None and called["ranks"][rank] == mine:
             store.set(f"answer {rank}", called["name"])
             if store.check(["agreed"]) and store.get("agreed").decode() == called["name"]:
@@ -131,7 +142,7 @@ def _call(store: Store, world: int) -> None:
     called = json.loads(store.get("called")) if store.check(["called"]) else None
     if called is None or called["ranks"] != there:
         addresses = [one["address_of_0"] for one in there]  # node 0 itself may know its own name as the loopback's
-        away = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
+        away = [address for address in addresses if not _is_loopback(address)]
         nodes = len({one["node"] for one in there})
         called = {"name": uuid.uuid4().hex, "ranks": there, "nodes": nodes, "address_of_0": [*away, addresses[0]][0]}
         store.set("called", json.dumps(called))
@@ -141,17 +152,43 @@ def _call(store: Store, world: int) -> None:
 
 
 def _missing(store: Store, rank: int, world: int, me: str, timeout: float) -> BaseException:
-    """Told by the first that is there."""
-    there = [other for other in range(world) if store.check([f"here {other}"])]
-    missing = " and ".join(f"rank {other}" for other in range(world) if other not in there)
-    if not missing and store.check(["agreed"]):  # without this one
-        return _two(rank, me, json.loads(store.get("called"))["ranks"][rank]["process"])
-    error = LostRankError(f"{missing or 'a rank'} did not come within {timeout:g} s (run.timeout): {_TOGETHER}.")
-    return error if rank == there[0] else spoken_for(error)
+    """Who did not come. What a rank of an earlier start left in the store stands still."""
+    called = json.loads(store.get("called")) if store.check(["called"]) else None
+    group = PrefixStore(called["name"], store) if called is not None else store
+    keys = [f"waits {other}" for other in range(world)]
+    before, in_group = [_read(store, key) for key in keys], _read(group, f"rank {rank}")  # what a watchdog tells
+    for count in range(30):  # 3 s, longer than one is silent
+        store.set(f"waits {rank}", f"late {count}")
+        time.sleep(0.1)
+    after = [_read(store, key) for key in keys]
+    if called is not None and _read(group, f"rank {rank}") != in_group:
+        return _two(rank, me, called["ranks"][rank]["process"])
+    gone = [other for other in range(world) if other != rank and before[other] == after[other]]
+    missing = " and ".join(f"rank {other}" for other in gone) or "a rank"
+    error = LostRankError(f"{missing} did not come within {timeout:g} s: {_together()}.")
+    return error if os.environ.get("LOCAL_RANK", "0") == "0" else spoken_for(error)
+
+
+def _read(store: Store, key: str) -> bytes | None:
+    return store.get(key) if store.check([key]) else None
 
 
 def _two(rank: int, one: str, other: str) -> ValueError:
-    return ValueError(f"{one} and {other} both are rank {rank}: {_TOGETHER}.")
+    return ValueError(f"{one} and {other} both are rank {rank}: {_together()}.")
+
+
+def _together() -> str:
+    """What to do, in the launcher's own words."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" in os.environ:
+        return "start all ranks by one srun"
+    return (
+        "start the launchers of all nodes together, each with its own --machine_rank, and all with the same "
+        "--num_machines, --main_process_ip and --main_process_port"
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _resolved() -> str:

@@ -1,7 +1,6 @@
 """Trains a GAN, or resumes the run in its folder: wiring, THE loop, housekeeping."""
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,12 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import accelerate
-import numpy
 import torch
 from torch import nn
 
-from distgan import __version__, checkpoint, data, distributed, losses, models
+from distgan import checkpoint, data, distributed, losses, models
 from distgan import config as configuration
 from distgan.config import Config
 from distgan.distributed import Ranks
@@ -52,6 +49,7 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     distributed.check(config.train)
     with Ranks(timeout=config.run.timeout) as ranks:
         with ranks.alone():
+            distributed.check_gpus()
             prepared = _prepare(config, penalty)  # whatever can be wrong, before any GPU or process group is touched
             claim = prepared.folder.claim(config) if ranks.rank == 0 else None
         ranks.join(config.train, tracker=config.track.to)
@@ -65,7 +63,7 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
     loss, folder, images, shape, raw_G, raw_D, average = prepared
     networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     accelerator = ranks.accelerator
-    ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **_versions()})
+    ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **distributed.versions()})
     for network in networks.values():
         network.to(accelerator.device)
     if ranks.world > 1 and config.model.sync_batchnorm:
@@ -355,6 +353,7 @@ class Housekeeping:
 def check(config: Config) -> None:
     """Prints what would run, and stops: no GPU or process group is touched, nothing written but the data's cache."""
     distributed.check(config.train)
+    distributed.check_gpus()
     _, folder, images, shape, *networks, _ = _prepare(config)
     rank, world = distributed.launched_ranks()
     if rank != 0:
@@ -425,12 +424,6 @@ def _newest_of(path: str) -> Path:
 
 def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
     return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
-
-
-def _versions() -> dict[str, str]:
-    """Of what computes; ranks with different ones would train apart."""
-    packages = {"distgan": __version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
-    return {**packages, "numpy": numpy.__version__, "Python": platform.python_version()}
 
 
 def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents: data.Latents) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import Store
 
-from distgan.errors import LostRankError, StoppedError, spoken_for
+from distgan.errors import LostRankError, StoppedError, is_spoken_for, spoken_for
 from distgan.meeting import node
 
 _LOST_CONNECTION = re.compile(r"[Gg]loo|NCCL|Connection (closed|reset|refused)|Broken pipe|Dist\w+Error|TCPStore")
@@ -47,15 +47,16 @@ class _Sign:
 class Watchdog:
     """Watches over the ranks of a process group as long as it is entered."""
 
-    def __init__(self, store: Store, rank: int, world: int, *, timeout: float) -> None:
-        """Args: what all ranks reach; rank and number of ranks; seconds within which the job ends once one is lost."""
-        self._rank, self._world, self._timeout = rank, world, timeout
+    def __init__(self, store: Store, rank: int, world: int, *, nodes: int, timeout: float) -> None:
+        """Args: what all ranks reach; rank and their number; launchers; seconds in which a lost one ends the job."""
+        self._rank, self._world, self._nodes, self._timeout = rank, world, nodes, timeout
         self._interval = min(2.0, timeout / 30)
         self._store = store.clone()  # a connection of its own: it is a thread's
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
         self.step = 0  # that this rank has finished
         self._moved, self._alone, self._leaving = time.monotonic(), False, False
         self._main = threading.main_thread().ident
+        self._failure: BaseException | None = None  # of another rank
         self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._alarm)]
@@ -100,20 +101,24 @@ class Watchdog:
         self._leaving = True
         lost_connection = _LOST_CONNECTION.search(f"{type(error).__name__} {error}")
         if isinstance(error, StoppedError) or not isinstance(error, RuntimeError) or not lost_connection:
-            self._first("failed", f"{self._rank} {node()}")
+            self._first("failed")
+            self._keep_store()
             return
         try:
-            silent = [] if self._is_told() else self._silent(3 * self._interval)
-            told = self._is_told()
-            failed = self._failed() if told else None
+            self._look_for_a_failure()
+            silent = [] if self._failure is not None or self._is_told() else self._silent(3 * self._interval)
+            self._look_for_a_failure()
+            told, of_another_node = self._is_told(), self._is_elsewhere("told")
         except RuntimeError:
-            raise LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}") from error
-        if told:
-            lost = LostRankError(failed or "another rank was lost")
-            raise (lost if failed else spoken_for(lost)) from error
+            lost = LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}")
+            raise (self._failure or lost) from error
+        if self._failure is not None or told:
+            self._keep_store()
+            lost = LostRankError(f"another rank was lost at step {self.step + 1}. {_GO_ON}")
+            raise (self._failure or (lost if of_another_node else spoken_for(lost))) from error
         said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self.step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
-        if not self._first("told", str(self._rank)):
+        if not self._first("told"):
             raise spoken_for(lost) from error
         self._linger()
         raise lost from error
@@ -121,13 +126,15 @@ class Watchdog:
     def _watch(self) -> None:
         doomed = 0.0
         while not self._ended.wait(self._interval):
+            # Where a rank failed, this one may wait for it in a library that does not notice.
+            doomed = (
+                doomed + self._interval if self._failure is not None and not self._alone and not self._leaving else 0.0
+            )
+            if self._failure is not None and doomed > self._moment():
+                self._follow(self._failure)
             try:
                 self._tell()
-                # This one may wait for the rank that failed, in a library that does not notice.
-                waits = not self._alone and not self._leaving and self._store.check(["failed"])
-                doomed = doomed + self._interval if waits else 0.0
-                if doomed > self._moment():
-                    self._follow()
+                self._look_for_a_failure()
                 if self._waits_long():
                     self._judge()
             except RuntimeError:
@@ -191,39 +198,47 @@ class Watchdog:
         """Seconds in which all ranks that live have noticed something."""
         return min(10.0, 0.2 * self._timeout)
 
-    def _failed(self) -> str | None:
-        """What is to be said of the rank that failed: it says why itself, but the log of another machine is another."""
-        if not self._store.check(["failed"]):
-            return None
-        rank, its_node = self._store.get("failed").decode().split(" ", 1)
-        first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-        return (
-            f"rank {rank}, on another node, failed, and says there why. {_GO_ON}"
-            if its_node != node() and first_here
-            else None
-        )
+    def _keep_store(self) -> None:
+        """On node 0, whose launcher takes the store along, gives the others the time to look into it."""
+        if self._nodes > 1 and node() == "0":
+            time.sleep(3 * self._interval)
+
+    def _look_for_a_failure(self) -> None:
+        """Remembers what is to be said of a rank that failed: the store may not outlive it for long."""
+        if self._failure is None and self._store.check(["failed"]):
+            rank = self._store.get("failed").decode().split(" ", 1)[0]
+            lost = LostRankError(f"rank {rank}, on another node, failed, and says there why. {_GO_ON}")
+            self._failure = lost if self._is_elsewhere("failed") else spoken_for(lost)
+
+    def _is_elsewhere(self, key: str) -> bool:
+        """Whether a rank of another node set a key, and this one is to say so in its own node's log."""
+        if os.environ.get("LOCAL_RANK", "0") != "0" or not self._store.check([key]):
+            return False
+        return self._store.get(key).decode().split(" ", 1)[1] != node()
 
     def _is_told(self) -> bool:
-        """Whether a rank has said, or is about to say, what happened. Raises where the store is gone."""
-        return self._store.check(["failed"]) or self._store.check(["told"])
+        """Whether a rank has said what it found. Raises where the store is gone."""
+        return self._store.check(["told"])
 
-    def _first(self, key: str, value: str) -> bool:
+    def _first(self, key: str) -> bool:
         """Whether this rank is the first to set a key."""
+        mine = f"{self._rank} {node()}"
         try:
-            return self._store.compare_set(key, "", value).decode() == value
+            return self._store.compare_set(key, "", mine).decode() == mine
         except RuntimeError:
             return True
 
-    def _follow(self) -> None:
+    def _follow(self, failure: BaseException) -> None:
         """Ends after a rank that failed."""
-        failed = self._failed()
-        if failed is not None:
-            print(f"distgan: error: {failed}", file=sys.stderr, flush=True)
+        if not is_spoken_for(failure):
+            print(f"distgan: error: {failure}", file=sys.stderr, flush=True)
+        self._keep_store()
         os._exit(LostRankError.exit_code)
 
     def _end(self, what: str) -> None:
-        if self._first("told", str(self._rank)):
+        if self._first("told") or self._is_elsewhere("told"):
             self._leave(what)
+        self._keep_store()
         os._exit(LostRankError.exit_code)
 
     def _leave(self, what: str) -> None:

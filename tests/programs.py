@@ -307,8 +307,8 @@ def another_recipe(rank: int, *overrides: str) -> None:
 
 def another_torch(rank: int) -> None:
     if os.environ.get("RANK") == str(rank):
-        versions = train._versions()
-        train._versions = lambda: {**versions, "torch": "1.0.0"}
+        versions = train.distributed.versions()
+        train.distributed.versions = lambda: {**versions, "torch": "1.0.0"}
 
 
 def other_images(rank: int = 0) -> None:

@@ -1,5 +1,6 @@
 """Two launchers as two nodes, each in a network of its own, joined by a cable that can be pulled."""
 
+import json
 import os
 import signal
 import subprocess
@@ -86,15 +87,15 @@ def nodes(tmp_path) -> Iterator[Nodes]:
     made.down()
 
 
-def worker(rank: int) -> int:
-    """The process of a rank that its launcher started."""
+def worker(rank: int, run: Path) -> int:
+    """The process of a run's rank that its launcher started."""
     for folder in Path("/proc").iterdir():
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"RANK={rank}".encode() in environment and b"distgan.train" in command:
+        if f"RANK={rank}".encode() in environment and f"--run.dir={run}".encode() in command:
             return int(folder.name)
     raise AssertionError(f"no rank {rank}")
 
@@ -105,7 +106,7 @@ def test_a_node_lost_and_started_again_changes_no_bit(nodes, tmp_path):
     run = tmp_path / "run"
     both = [nodes.start(n, *ENDLESS, "--run.timeout=30", launcher=["--max_restarts", "1"]) for n in range(2)]
     nodes.wait_for_step(20)
-    os.kill(worker(1), signal.SIGKILL)
+    os.kill(worker(1, run), signal.SIGKILL)
     nodes.wait_for_step(steps(run)[-1] + 30)
     both[1].kill()
     assert both[0].wait(timeout=60) != 0
@@ -134,12 +135,14 @@ def test_a_network_that_breaks_ends_both_nodes_and_each_says_whom_it_lost(nodes)
     ]
 
 
-def test_a_node_that_fails_while_preparing_is_not_waited_for(nodes):
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_node_that_fails_while_preparing_is_not_waited_for(nodes, bad):
     """Its pictures are not there, say: the other node hears of it, though it waits in a library for that one."""
-    both = [nodes.start(0, "--run.timeout=10"), nodes.start(1, "--data.source=folder", "--data.path=/nowhere")]
+    overrides = [["--run.timeout=20"], ["--run.timeout=20", "--data.source=folder", "--data.path=/nowhere"]]
+    both = [nodes.start(n, *overrides[n == bad]) for n in range(2)]
     assert all(node.wait(timeout=60) != 0 for node in both)
-    assert ["/nowhere" in line for line in nodes.said(1)] == [True]
-    assert ["rank 1, on another node, failed" in line for line in nodes.said(0)] == [True]
+    assert ["/nowhere" in line for line in nodes.said(bad)] == [True]
+    assert [f"rank {bad}, on another node, failed" in line for line in nodes.said(1 - bad)] == [True]
 
 
 def test_a_start_that_cannot_be_says_why(nodes):
@@ -162,8 +165,10 @@ def test_a_start_that_cannot_be_says_why(nodes):
     assert [node.poll() for node in first] == [None, None]
     for node in first:
         node.terminate()
-    assert all(node.wait(timeout=60) is not None for node in first)
-    nodes.wait_for_step(steps(nodes.folder / "run")[-1])
+    for node in first:
+        node.wait(timeout=60)
+    run = nodes.folder / "run"
+    assert json.loads((run / "preempted").read_text())["step"] == steps(run)[-1]
 
     alone = nodes.start(0, launcher=["--rdzv_conf", "timeout=5"], log="alone")
     assert alone.wait(timeout=60) != 0

@@ -28,7 +28,8 @@ def test_a_run_of_the_sweep_has_its_values_on_all_ranks_and_its_name(tmp_path):
     for name in ("configs", "launch"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "WANDB_SWEEP_ID": "sweep3", "WANDB_MODE": "offline"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment = inherited | {"PATH": path, "WANDB_SWEEP_ID": "sweep3", "WANDB_MODE": "offline"}
     agent = [sys.executable, "-c", AGENT]
     done = subprocess.run(agent, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
