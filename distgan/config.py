@@ -262,13 +262,18 @@ _HOUSEKEEPING = re.compile(
 )
 
 
-def parse(argv: Sequence[str] | None = None, *, prog: str = "distgan train") -> tuple[Config, bool]:
+def parse(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "distgan train",
+    description: str = "Train a GAN, or resume the run in run.dir.",
+) -> tuple[Config, bool]:
     """Reads recipe and overrides; returns the configuration and whether only `--check` was asked for.
 
     Raises:
         ValueError: one sentence naming the dotted key, the value and what is allowed.
     """
-    parser = _Parser(prog=prog, description="Train a GAN, or resume the run in run.dir.")
+    parser = _Parser(prog=prog, description=description)
     # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")

@@ -134,6 +134,7 @@ class Ranks:
         self.watchdog: Watchdog | None = None
         self._timeout = timeout
         self._group: Any = None
+        self._asked_to_stop = False
         self._gathered = 0  # times, before `join`
         self._explained = False
 
@@ -144,6 +145,9 @@ class Ranks:
             LostRankError, ValueError: as `meet`.
         """
         _die_with_launcher()
+        # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until then.
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._keep_request)
         if self.world > 1:
             self._store, nodes = meet(timeout=self._timeout)
             self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
@@ -300,8 +304,11 @@ class Ranks:
         if not isinstance(error, StoppedError | ValueError):  # its traceback alone would not say where
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
 
+    def _keep_request(self, number: int, frame: FrameType | None) -> None:
+        self._asked_to_stop = True
+
     def requests(self) -> "Requests":
-        return Requests(self._group)
+        return Requests(self._group, so_far=lambda: self._asked_to_stop)
 
 
 class Agreed(NamedTuple):
@@ -325,8 +332,9 @@ class Requests:
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
+    def __init__(self, group: Any, *, so_far: Callable[[], bool]) -> None:
+        """Args: the CPU group; whether a stop signal came before this was entered."""
+        self._group, self._so_far = group, so_far
         self._received = False
         self._flags = np.zeros(len(Agreed._fields), dtype=np.int32)
         self._pending: Any = None
@@ -335,6 +343,7 @@ class Requests:
     def __enter__(self) -> Self:
         for number in self._SIGNALS:
             self._previous[number] = signal.signal(number, self._receive)
+        self._received = self._received or self._so_far()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.rank == 0 and arguments.json is not None:
             said = [asdict(finding) for finding in findings]
             _write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
+            print(f"written to  {arguments.json}")
     if failing:
         error = ValueError(f"training would fail here: {failing[0].text}")
         raise error if ranks.rank == 0 else spoken_for(error)

@@ -8,7 +8,9 @@ from distgan import config as configuration
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`distgan where --config RECIPE [--group.key=value ...]`: prints `run.dir`, after checking the recipe's keys."""
-    config, _ = configuration.parse(argv, prog="distgan where")
+    config, _ = configuration.parse(
+        argv, prog="distgan where", description="Print run.dir of a recipe with its overrides, for scripts."
+    )
     print(config.run.dir)
 
 

@@ -198,6 +198,18 @@ def slow_to_prepare(rank: int, seconds: float) -> None:
         time.sleep(seconds)
 
 
+def signal_while_preparing(rank: int, number: int) -> None:
+    """Has one rank receive a signal before there is a process group."""
+    load = data.load
+
+    def signalled(*args: object, **options: object) -> object:
+        os.kill(os.getpid(), number)
+        return load(*args, **options)
+
+    if os.environ.get("RANK") == str(rank):
+        data.load = signalled
+
+
 def same_images_on_all_ranks() -> None:
     data.Batches = _with_first_share(data.Batches)
 

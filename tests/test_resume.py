@@ -14,6 +14,7 @@ from programs import (
     forget_the_meter,
     launch,
     signal_at,
+    signal_while_preparing,
     unsettled_buckets,
 )
 
@@ -68,6 +69,14 @@ def test_so_is_one_that_a_signal_to_any_rank_stopped(tmp_path, number, world):
     whole, parts = stopped_and_resumed(tmp_path, world, number=number)
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_a_signal_while_images_are_prepared_is_kept_until_the_run_can_save(tmp_path, number):
+    early = functools.partial(signal_while_preparing, 1, number)
+    assert launch([*TINY, f"--run.dir={tmp_path}"], world=2, setups=[early]) == [0, 0]
+    assert steps(tmp_path) == [2]  # the flag travels for a step
+    assert json.loads((tmp_path / "preempted").read_text()) == {"step": 2}
 
 
 @pytest.mark.parametrize(
