@@ -9,12 +9,14 @@ import ctypes
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -92,18 +94,30 @@ def check(train: TrainConfig) -> None:
 
 
 def check_gpus() -> None:
-    """Checks that this machine has a GPU for each of its processes, unless they are to use the CPU. Touches none.
+    """Checks that each of this machine's processes has a GPU that works, unless the CPU is wanted. Touches none.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: they cannot, or there are too few.
     """
     local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    of_a_job_without = "SLURM_JOB_ID" in os.environ and "SLURM_GPUS_ON_NODE" not in os.environ
+    wanted = not (asked_for_cpu() or "CUDA_VISIBLE_DEVICES" in os.environ or of_a_job_without)
+    if gpus == 0 and wanted and (there := nvidia_devices()):
+        raise ValueError(
+            f"this machine has {there} GPUs, which torch {torch.__version__} cannot use: update the driver or install "
+            "the torch of its CUDA; to train on the CPU set ACCELERATE_USE_CPU=true."
+        )
     if not use_cpu() and local_world > gpus:
         raise ValueError(
             f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
             "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml; under srun give GPUs by --gpus-per-node, "
             "not to each task."
         )
+
+
+def nvidia_devices() -> int:
+    """How many GPUs the kernel knows, whether torch can use them or not."""
+    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
 def versions() -> dict[str, str]:
@@ -383,8 +397,12 @@ def settle_gradient_buckets(passes: Callable[[], None]) -> None:
 
 def use_cpu() -> bool:
     """Whether to train on the CPU: the launcher says so, or there is no GPU."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return asked or not torch.cuda.is_available()
+    return asked_for_cpu() or not torch.cuda.is_available()
+
+
+def asked_for_cpu() -> bool:
+    """Whether the launcher asks for the CPU."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
 def _die_with_launcher() -> None:

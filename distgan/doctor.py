@@ -4,7 +4,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import re
 import resource
 import shutil
 import socket
@@ -106,10 +105,9 @@ def facts_here(rank: int) -> dict[str, Any]:
         "backend": "gloo" if use_cpu else "nccl",
         "precisions": ["fp32", "bf16"],
         "gpus": torch.cuda.device_count(),
-        "nvidia_devices": len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]),
+        "nvidia_devices": distributed.nvidia_devices(),
         "hidden": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "job_without_gpus": "SLURM_JOB_ID" in os.environ and "SLURM_GPUS_ON_NODE" not in os.environ,
-        "asked_for_cpu": os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes"),
+        "asked_for_cpu": distributed.asked_for_cpu(),
         "local_ranks": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
         "nccl_interface": None if use_cpu else os.environ.get("NCCL_SOCKET_IFNAME"),
@@ -180,8 +178,6 @@ def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
 
 def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
     on_gpu = facts["backend"] == "nccl"
-    unused = facts["nvidia_devices"] > 0 and facts["gpus"] == 0
-    explained = facts["hidden"] is not None or facts["job_without_gpus"]
     advice: list[tuple[object, Weight, str]] = [
         (facts["refused"], "training fails", str(facts["refused"])),
         (
@@ -206,12 +202,6 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
             f"{facts['folder_free'] / 1e6:.0f} MB are free in {facts['folder']}: make room, or have run.dir elsewhere.",
         ),
         (
-            unused and not explained,
-            "warning",
-            f"there are {facts['nvidia_devices']} GPUs, but this torch ({facts['versions']['torch']}) cannot use them: "
-            "update the driver, or install the torch of its CUDA.",
-        ),
-        (
             facts["gpus"] > 0 and facts["asked_for_cpu"],
             "warning",
             f"there are {facts['gpus']} GPUs, but the launcher asks for the CPU: launch/gpu1.yaml or launch/gpu8.yaml.",
@@ -233,10 +223,10 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
             "/dev/shm is small for NCCL between GPUs: in a container, --shm-size=1g.",
         ),
         (
-            unused and explained,
+            facts["nvidia_devices"] > 0 and facts["gpus"] == 0 and not facts["refused"],
             "note",
-            "GPUs are hidden: "
-            + (f"CUDA_VISIBLE_DEVICES is {facts['hidden']}." if facts["hidden"] else "the job has none."),
+            "there are GPUs, but hidden: "
+            + (f"CUDA_VISIBLE_DEVICES is {facts['hidden']}." if facts["hidden"] else "by the job."),
         ),
         (not on_gpu and facts["nvidia_devices"] == 0, "note", "no GPU here: training runs on the CPU."),
         (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from distgan import config, data, doctor, meeting
+from distgan import config, data, distributed, doctor, meeting
 
 BIN = Path(sys.executable).parent
 
@@ -64,7 +64,7 @@ def facts(**others: object) -> dict:
     return {
         "rank": 0, "host": "a", "node": "0", "versions": {"torch": "2.14"}, "others": {}, "refused": None,
         "device": "cpu", "backend": "gloo", "precisions": ["fp32"], "gpus": 0, "nvidia_devices": 0, "hidden": None,
-        "job_without_gpus": False, "asked_for_cpu": False, "local_ranks": 1, "interface": None, "nccl_interface": None,
+        "asked_for_cpu": False, "local_ranks": 1, "interface": None, "nccl_interface": None,
         "infiniband": [], "locked_memory": -1, "shared_memory_free": 1 << 30, "cpus": [0, 1, 2, 3], "threads": 2,
         "wandb": "online", "wandb_asked": None, "cache": "/cache", "cache_fault": None, "cache_free": 1 << 40,
         "data_sets": 1, "folder": "/home", "folder_fault": None, "folder_free": 1 << 40,
@@ -104,9 +104,21 @@ def test_gpus_that_are_not_used_are_named():
     assert ("note", "this GPU does bf16", [0]) in advice(facts(**GPU))
     asked = facts(gpus=4, nvidia_devices=4, asked_for_cpu=True)
     assert advice(asked) == [("warning", "there are 4 GPUs, but the launcher asks for the CPU", [0])]
-    assert advice(facts(nvidia_devices=2))[0][1].startswith("there are 2 GPUs, but this torch (2.14) cannot use them")
-    assert advice(facts(nvidia_devices=2, hidden="-1,-1")) == [("note", "GPUs are hidden", [0])]
-    assert advice(facts(nvidia_devices=2, job_without_gpus=True)) == [("note", "GPUs are hidden", [0])]
+    assert advice(facts(nvidia_devices=2, hidden="-1,-1")) == [("note", "there are GPUs, but hidden", [0])]
+
+
+def test_gpus_that_torch_cannot_use_are_not_silently_left(monkeypatch):
+    """Else a broken driver would train a week on the CPU."""
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "nvidia_devices", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"has 8 GPUs, which torch .* cannot use: update the driver"):
+        distributed.check_gpus()
+    for name, value in {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_ID": "1"}.items():
+        with monkeypatch.context() as wanted:
+            wanted.setenv(name, value)
+            distributed.check_gpus()
 
 
 @pytest.mark.parametrize(
