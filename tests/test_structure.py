@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
-LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "errors"]
+LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
 VERBS = ["train", "where", "doctor", "sample", "export"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog"]
 

@@ -1,0 +1,151 @@
+"""The formulas: features of images -> numbers. float64 throughout; sums can be added over processes."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+_ROWS = 1000  # of a matrix of distances at a time: memory grows with the number of samples, not with its square
+
+
+class Moments:
+    """Mean and covariance of features, summed batch by batch, in memory that does not grow with their number."""
+
+    def __init__(self, dim: int) -> None:
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.sum = torch.zeros(dim, dtype=torch.float64)
+        self.outer = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Adds features, (N, dim)."""
+        features = features.double().cpu()
+        self.count += len(features)
+        self.sum += features.sum(0)
+        self.outer += features.T @ features
+
+    def __iadd__(self, other: Self) -> Self:
+        """Adds what another process summed."""
+        self.count += other.count
+        self.sum += other.sum
+        self.outer += other.outer
+        return self
+
+    @property
+    def mean(self) -> Tensor:
+        """(dim,)."""
+        return self.sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(dim, dim), unbiased: over count - 1."""
+        return (self.outer - self.count * self.mean.outer(self.mean)) / (self.count - 1)
+
+
+def frechet(real: Moments, fake: Moments) -> float:
+    """Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6); squared, as is the custom.
+
+    The trace of (C1 C2)^(1/2) is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric, so that no complex numbers
+    arise. Covariances of fewer samples than dimensions are singular, and the distance is then biased upwards.
+    """
+    values, vectors = torch.linalg.eigh(real.covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    trace = torch.linalg.eigvalsh(root @ fake.covariance @ root).clamp(min=0).sqrt().sum()
+    between = (real.mean - fake.mean).square().sum()
+    return float(between + real.covariance.trace() + fake.covariance.trace() - 2 * trace)
+
+
+class ClassSums:
+    """What the Inception score needs of a classifier's logits, in one pass: sums for each of the splits."""
+
+    def __init__(self, classes: int, *, num: int, splits: int = 10) -> None:
+        """Args: classes; images to come; parts over which the score is averaged, in the order of the images."""
+        self._num, self._splits = num, splits
+        self.count = torch.zeros(splits, dtype=torch.float64)
+        self.negentropy = torch.zeros(splits, dtype=torch.float64)
+        self.p = torch.zeros(splits, classes, dtype=torch.float64)
+
+    def add(self, logits: Tensor, index: Tensor) -> None:
+        """Adds logits (N, classes) of the images with these numbers, (N,) in [0, num)."""
+        logits = logits.double().cpu()
+        p, log_p = logits.softmax(1), logits.log_softmax(1)
+        # The last split whose first image, floor(split * num / splits), is not after this one.
+        split = ((index + 1) * self._splits - 1).div(self._num, rounding_mode="floor")
+        self.count.index_add_(0, split, torch.ones(len(p), dtype=torch.float64))
+        self.negentropy.index_add_(0, split, (p * log_p).sum(1))
+        self.p.index_add_(0, split, p)
+
+    def __iadd__(self, other: Self) -> Self:
+        """Adds what another process summed."""
+        self.count += other.count
+        self.negentropy += other.negentropy
+        self.p += other.p
+        return self
+
+    def score(self) -> tuple[float, float]:
+        """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4): mean and standard deviation over the splits."""
+        marginal = self.p / self.count[:, None]
+        kl = self.negentropy / self.count - marginal.xlogy(marginal).sum(1)
+        return float(kl.exp().mean()), float(kl.exp().std(correction=0))
+
+
+def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float]:
+    """Kernel Inception distance: unbiased squared MMD with the kernel (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
+
+    The mean over disjoint blocks of as many images, in their order, and its standard error: an unbiased estimate that
+    depends on no random subsets. What does not fill a block is left out, unless there is only one.
+
+    Args:
+        real, fake: features, (N, dim) and (M, dim).
+        block: images of each kind in a block.
+    """
+    block = min(block, len(real), len(fake))
+    pairs = zip(_blocks(real.double(), block), _blocks(fake.double(), block), strict=False)
+    estimates = torch.stack([_mmd(x, y) for x, y in pairs if len(x) == len(y) == block])
+    error = estimates.std() / len(estimates) ** 0.5 if len(estimates) > 1 else torch.tensor(torch.nan)
+    return float(estimates.mean()), float(error)
+
+
+def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020, eqs. 4 and 5).
+
+    An image lies in the manifold of a set where it is nearer to one of its images than that one's k-th neighbour.
+
+    Args:
+        real, fake: features, (N, dim) and (M, dim), with N, M > k.
+        k: the neighbour that sets the radius.
+    """
+    real, fake = real.double(), fake.double()
+    real_radius, fake_radius = _radius(real, k), _radius(fake, k)
+    in_real = torch.zeros(len(fake), dtype=torch.int64)  # in how many real images' neighbourhoods each fake one lies
+    in_fake, covered = [], []
+    for rows, radius in zip(_blocks(real), _blocks(real_radius), strict=True):
+        distance = torch.cdist(rows, fake, compute_mode="use_mm_for_euclid_dist")
+        in_real += (distance < radius[:, None]).sum(0)
+        in_fake.append((distance < fake_radius).any(1))
+        covered.append(distance.amin(1) < radius)
+    return {
+        "precision": float((in_real > 0).double().mean()),
+        "recall": float(torch.cat(in_fake).double().mean()),
+        "density": float(in_real.double().mean() / k),
+        "coverage": float(torch.cat(covered).double().mean()),
+    }
+
+
+def _mmd(x: Tensor, y: Tensor) -> Tensor:
+    n, dim = x.shape
+    within = sum((_kernel(z, z, dim).sum() - _kernel(z, z, dim).trace()) / (n * (n - 1)) for z in (x, y))
+    return within - 2 * _kernel(x, y, dim).mean()
+
+
+def _kernel(x: Tensor, y: Tensor, dim: int) -> Tensor:
+    return (x @ y.T / dim + 1) ** 3
+
+
+def _radius(features: Tensor, k: int) -> Tensor:
+    """Distance of each to its k-th nearest neighbour, itself not counted."""
+    distances = (torch.cdist(rows, features, compute_mode="use_mm_for_euclid_dist") for rows in _blocks(features))
+    return torch.cat([distance.kthvalue(k + 1, dim=1).values for distance in distances])
+
+
+def _blocks(rows: Tensor, size: int = _ROWS) -> list[Tensor]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
