@@ -147,8 +147,8 @@ class Ranks:
         self.rank, self.world = launched_ranks()
         self.watchdog: Watchdog | None = None
         self._timeout = timeout
+        self.requests = Requests()
         self._group: Any = None
-        self._asked_to_stop = False
         self._gathered = 0  # times, before `join`
         self._explained = False
 
@@ -160,8 +160,7 @@ class Ranks:
         """
         _die_with_launcher()
         # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until then.
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._keep_request)
+        self.requests.listen(signal.SIGUSR1, signal.SIGUSR2)
         if self.world > 1:
             self._store, nodes = meet(timeout=self._timeout)
             self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
@@ -178,6 +177,7 @@ class Ranks:
             self.watchdog.stop()
         if dist.is_initialized():
             self.accelerator.state.destroy_process_group()
+        self.requests.unlisten(signal.SIGUSR1, signal.SIGUSR2)
 
     def alone(self) -> AbstractContextManager[None]:
         """Around what a rank does by itself, however long, as preparing its machine's images."""
@@ -197,7 +197,7 @@ class Ranks:
             dist.init_process_group(
                 backend, store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
             )
-            self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._group = self.requests.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         if train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -318,12 +318,6 @@ class Ranks:
         if not isinstance(error, StoppedError | ValueError):  # its traceback alone would not say where
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
 
-    def _keep_request(self, number: int, frame: FrameType | None) -> None:
-        self._asked_to_stop = True
-
-    def requests(self) -> "Requests":
-        return Requests(self._group, so_far=lambda: self._asked_to_stop)
-
 
 class Agreed(NamedTuple):
     """What all ranks do at the same step."""
@@ -344,26 +338,26 @@ class Requests:
     never waited for.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self, group: Any, *, so_far: Callable[[], bool]) -> None:
-        """Args: the CPU group; whether a stop signal came before this was entered."""
-        self._group, self._so_far = group, so_far
+    def __init__(self) -> None:
+        self.group: Any = None  # of several ranks, once they have joined
         self._received = False
         self._flags = np.zeros(len(Agreed._fields), dtype=np.int32)
         self._pending: Any = None
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
-        for number in self._SIGNALS:
+    def listen(self, *numbers: int) -> None:
+        """From now on these signals are requests to stop."""
+        for number in numbers:
             self._previous[number] = signal.signal(number, self._receive)
-        self._received = self._received or self._so_far()
-        return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._pending is not None and error is None:
+    def unlisten(self, *numbers: int) -> None:
+        """From now on these signals do what they did before."""
+        for number in numbers:
+            signal.signal(number, self._previous[number])
+
+    def finish(self) -> None:
+        """Collective: waits for what is still on the wire."""
+        if self._pending is not None:
             self._pending.wait()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -372,7 +366,7 @@ class Requests:
     def agreed(self, *, save: bool, failed: bool) -> Agreed:
         """Collective, once per step: the same answer on every rank, to what each asked for a step ago."""
         now = (self._received, save, failed)
-        if self._group is None:
+        if self.group is None:
             return Agreed(*now)
         answer = Agreed(False, False, False)
         if self._pending is not None:
@@ -380,7 +374,7 @@ class Requests:
             answer = Agreed(*map(bool, self._flags))
         self._flags[:] = now
         flags = torch.from_numpy(self._flags)
-        self._pending = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._pending = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group, async_op=True)
         return answer
 
 

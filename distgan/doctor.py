@@ -27,6 +27,7 @@ from distgan.config import DataConfig, TrainConfig
 from distgan.data.store import cache_folder
 from distgan.distributed import Ranks
 from distgan.errors import spoken_for
+from distgan.meeting import node
 from distgan.tracking import wandb_mode
 
 _PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
@@ -97,7 +98,7 @@ def facts_here(rank: int) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "rank": rank,
         "host": socket.gethostname(),
-        "node": os.environ.get("GROUP_RANK", "0"),
+        "node": node(),
         "versions": distributed.versions(),
         "others": {name: importlib.metadata.version(name) for name in ("torchvision", "wandb")},
         "refused": refused,
@@ -163,8 +164,8 @@ def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
         if facts["threads"] != first["threads"]:
             text = f"it uses {facts['threads']} CPU threads, rank 0 {first['threads']}: set OMP_NUM_THREADS alike."
             found["warning", text].append(rank)
-    for node in dict.fromkeys(facts["node"] for facts in everyone):
-        here = [facts for facts in everyone if facts["node"] == node]
+    for its_node in dict.fromkeys(facts["node"] for facts in everyone):
+        here = [facts for facts in everyone if facts["node"] == its_node]
         threads, cpus = sum(facts["threads"] for facts in here), len({cpu for facts in here for cpu in facts["cpus"]})
         if threads > cpus:
             text = (

@@ -54,9 +54,10 @@ def meet(*, timeout: float) -> Meeting:
         if "EADDRINUSE" in str(error):
             raise ValueError(f"{place} is taken by another program: set MASTER_PORT to a free port.") from error
         unreached = LostRankError(f"the other ranks cannot be reached at {place}: {_together()}.")
-        raise (unreached if os.environ.get("LOCAL_RANK", "0") == "0" else spoken_for(unreached)) from error
+        raise (unreached if speaks_for_node() else spoken_for(unreached)) from error
     if called["nodes"] > 1:
-        address = _resolved() if not _is_loopback(_resolved()) else called["address_of_0"]
+        own = called["ranks"][rank]["address_of_0"]
+        address = called["address_of_0"] if _is_loopback(own) else own
         with contextlib.suppress(OSError):  # no way to it: gloo's own choice cannot be worse
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(address))
     return Meeting(PrefixStore(called["name"], store), called["nodes"])
@@ -106,6 +107,11 @@ def interface_towards(address: str) -> str:
 def node() -> str:
     """Which of the launchers started this process."""
     return os.environ.get("GROUP_RANK", socket.gethostname())
+
+
+def speaks_for_node() -> bool:
+    """Whether this is the rank that says what each node's log is to hold once."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any]:
@@ -166,7 +172,7 @@ def _missing(store: Store, rank: int, world: int, me: str, timeout: float) -> Ba
     gone = [other for other in range(world) if other != rank and before[other] == after[other]]
     missing = " and ".join(f"rank {other}" for other in gone) or "a rank"
     error = LostRankError(f"{missing} did not come within {timeout:g} s: {_together()}.")
-    return error if os.environ.get("LOCAL_RANK", "0") == "0" else spoken_for(error)
+    return error if speaks_for_node() else spoken_for(error)
 
 
 def _read(store: Store, key: str) -> bytes | None:

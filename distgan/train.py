@@ -1,6 +1,7 @@
 """Trains a GAN, or resumes the run in its folder: wiring, THE loop, housekeeping."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -175,7 +176,7 @@ class Housekeeping:
         self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
         self._networks, self._optimizers = networks, optimizers
         self._until = min(config.last_step, config.run.stop_at or config.last_step)
-        self._requests = ranks.requests()
+        self._requests = ranks.requests
         self._stopped = False
         self._step = 0
         self._wandb_id: str | None = None
@@ -215,7 +216,7 @@ class Housekeeping:
             f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
             f"{self._config.train.precision}"
         )
-        self._requests.__enter__()
+        self._requests.listen(signal.SIGINT, signal.SIGTERM)
         return self
 
     def _start(self) -> str | None:
@@ -228,7 +229,8 @@ class Housekeeping:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            self._requests.__exit__(kind, error, trace)
+            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
+            self._requests.finish()
             self._ranks.on_rank_zero(self._tracker.close)
             self.end()
             return
@@ -236,7 +238,8 @@ class Housekeeping:
             self._ranks.explain(error)
         finally:
             self._finish_writing()
-            self._requests.__exit__(kind, error, trace)  # only now: the launcher's SIGTERM must not cut the words short
+            # Only now: the launcher's SIGTERM must not cut the words short.
+            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
             self._tracker.close()
 
     def end(self) -> None:

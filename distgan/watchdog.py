@@ -25,7 +25,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import Store
 
 from distgan.errors import LostRankError, StoppedError, is_spoken_for, spoken_for
-from distgan.meeting import node
+from distgan.meeting import node, speaks_for_node
 
 _LOST_CONNECTION = re.compile(r"[Gg]loo|NCCL|Connection (closed|reset|refused)|Broken pipe|Dist\w+Error|TCPStore")
 
@@ -127,10 +127,9 @@ class Watchdog:
         doomed = 0.0
         while not self._ended.wait(self._interval):
             # Where a rank failed, this one may wait for it in a library that does not notice.
-            doomed = (
-                doomed + self._interval if self._failure is not None and not self._alone and not self._leaving else 0.0
-            )
-            if self._failure is not None and doomed > self._moment():
+            if self._failure is None or self._alone or self._leaving:
+                doomed = 0.0
+            elif (doomed := doomed + self._interval) > self._moment():
                 self._follow(self._failure)
             try:
                 self._tell()
@@ -212,7 +211,7 @@ class Watchdog:
 
     def _is_elsewhere(self, key: str) -> bool:
         """Whether a rank of another node set a key, and this one is to say so in its own node's log."""
-        if os.environ.get("LOCAL_RANK", "0") != "0" or not self._store.check([key]):
+        if not speaks_for_node() or not self._store.check([key]):
             return False
         return self._store.get(key).decode().split(" ", 1)[1] != node()
 

@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,16 @@ def tensors(run: Path, step: int) -> dict[str, str]:
     folder = run / "checkpoints" / f"step_{step:08d}"
     files = [*folder.glob("*.safetensors"), run / "generator" / "model.safetensors", *run.glob("samples/*.png")]
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def wait_for(
+    condition: Callable[[], object], *, seconds: float = 60, every: float = 0.01, said: Callable[[], str] = str
+) -> None:
+    """Waits until something holds; where it does not in time, the failure shows what was said."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, said()
+        time.sleep(every)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from conftest import TINY, metrics, steps, tensors
+from conftest import TINY, metrics, steps, tensors, wait_for
 from programs import (
     another_recipe,
     another_torch,
@@ -36,13 +36,6 @@ def whole(folder):
     """The run that nothing befell."""
     assert launch([*TINY, f"--run.dir={folder}"], world=2) == [0, 0]
     return folder
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TINY, metrics, steps, tensors
+from conftest import REPOSITORY, TINY, metrics, steps, tensors, wait_for
 from programs import launch
 
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
@@ -69,10 +69,8 @@ class Nodes:
         return [line for line in self.log(node, name).read_text().splitlines() if line.startswith("distgan: error: ")]
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 90
-        while not (self.folder / "run" / "checkpoints" / f"step_{step:08d}").exists():
-            assert time.monotonic() < deadline, [self.log(node).read_text()[-2000:] for node in range(2)]
-            time.sleep(0.01)
+        checkpoint = self.folder / "run" / "checkpoints" / f"step_{step:08d}"
+        wait_for(checkpoint.exists, seconds=90, said=lambda: str([self.log(n).read_text()[-2000:] for n in range(2)]))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
-from conftest import REPOSITORY, metrics, steps, tensors
+from conftest import REPOSITORY, metrics, steps, tensors, wait_for
 from PIL import Image
 from programs import launch
 
@@ -226,10 +226,7 @@ def test_soak(tmp_path):
 
 
 def wait_until_gone(run: Path) -> None:
-    deadline = time.monotonic() + 60
-    while workers(run):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: not workers(run), every=0.02)
 
 
 def workers(run: Path) -> list[int]:

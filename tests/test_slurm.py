@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import conftest
 import pytest
 import yaml
 from conftest import REPOSITORY, TINY, metrics, steps, tensors
@@ -68,11 +68,9 @@ class Cluster:
         return log.read_text()
 
 
-def wait_for(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + 150
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
-        time.sleep(0.2)
+def wait_for(condition: Callable[[], object], log: Path) -> None:
+    patience = {"seconds": 150, "every": 0.2}
+    conftest.wait_for(condition, said=lambda: log.read_text() if log.exists() else "no log", **patience)
 
 
 @pytest.fixture(scope="module")
