@@ -13,9 +13,11 @@ An exported generator is a folder too: model.safetensors, and config.json with w
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -37,6 +39,7 @@ from distgan.models import Generator, Shape, build_generator
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+_INCEPTION_SHA256 = "6726825d"  # its beginning, which stands in the file's name
 _STEP = re.compile(r"step_(\d{8,})")
 
 
@@ -75,12 +78,22 @@ def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} is no longer finite.")
-    partial = final.with_suffix(".tmp")
+    commit(final, files, {"step": step, **state})
+    return final
+
+
+def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
+    """Writes a folder of tensors, and what describes them, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or gone, or there is a folder of that name.
+    """
+    partial = final.with_suffix(f".{os.getpid()}.tmp")  # a cache has several writers
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         contents = {f"{file}.safetensors": _to_bytes(tensors) for file, tensors in files.items()}
-        contents["state.json"] = _json({"step": step, **state})
+        contents["state.json"] = _json(state)
         manifest = {
             name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for name, content in contents.items()
@@ -90,11 +103,10 @@ def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
             _write(partial / name, content)
         _sync_folder(partial)
         partial.rename(final)
-        _sync_folder(root)
+        _sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return final
 
 
 class Background:
@@ -137,10 +149,10 @@ def load(
         ValueError: its tensors are not those of these networks.
     """
     for name, network in networks.items():
-        _load_into(network, _read_tensors(folder / f"{name}.safetensors"), f"the {name} of {folder}")
+        load_into(network, read_tensors(folder / f"{name}.safetensors"), f"the {name} of {folder}")
     for name, (optimizer, network) in optimizers.items():
         slots: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in _read_tensors(folder / f"{name}_optimizer.safetensors").items():
+        for key, tensor in read_tensors(folder / f"{name}_optimizer.safetensors").items():
             owner, slot = key.rsplit("/", 1)
             slots.setdefault(owner, {})[slot] = tensor
         for owner, parameter in network.named_parameters():
@@ -248,18 +260,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
     Raises:
         ValueError: there is no generator, it is damaged, or what is offered is a pickle.
     """
-    folder = Path(path)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        folder = _from_hub(str(path))
-    if folder.is_file():
-        raise ValueError(
-            f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
-            "pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
-        )
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist.")
-    if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
-        folder = folder / "generator"
+    folder = _exported(path)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
@@ -272,8 +273,86 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
         generator = build_generator(ModelConfig(**config["model"]), Shape(**config["images"]))
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
-    _load_into(generator, _read_tensors(folder / "model.safetensors"), f"the generator in {folder}")
+    load_into(generator, read_tensors(folder / "model.safetensors"), f"the generator in {folder}")
     return generator.eval().requires_grad_(False)
+
+
+def _exported(path: str | os.PathLike[str]) -> Path:
+    """The folder of an exported generator, or a run's, or of one that was fetched from the hub."""
+    folder = Path(path)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        folder = _from_hub(str(path))
+    if folder.is_file():
+        raise ValueError(
+            f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
+            "pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist.")
+    if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
+        folder = folder / "generator"
+    return folder
+
+
+def exported_step(path: str | os.PathLike[str]) -> int:
+    """The step at which an exported generator was trained so far; `path` as for `load_generator`, which took it."""
+    return json.loads((_exported(path) / "config.json").read_text())["step"]
+
+
+def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
+    """Reads the weights of a network that others have trained, and the sha256 of their file.
+
+    A hash at the end of the file's name, as in `name-6726825d.pth`, must be the beginning of that. Safetensors only,
+    but for torch-fidelity's InceptionV3: that one file is a pickle, from which nothing but tensors is taken.
+
+    Raises:
+        ValueError: the file is missing, damaged or a pickle.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the weights {file} cannot be read: {error.strerror}.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    named = re.search(r"-([0-9a-f]{8,64})$", file.stem)
+    if named is not None and not sha256.startswith(named[1]):
+        raise ValueError(f"the weights {file} do not match the hash in their name ({sha256[:8]}…): fetch them again.")
+    if file.suffix != ".safetensors" and not sha256.startswith(_INCEPTION_SHA256):
+        raise ValueError(
+            f"the weights {file} are not safetensors; pickles are not loaded, because they can run code, but for "
+            f"torch-fidelity's InceptionV3 ({_INCEPTION_SHA256}…)."
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return tensors_from_bytes(content), sha256
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), sha256  # noqa: TID251
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"the weights {file} are damaged.") from error
+
+
+def inception_weights() -> Path:
+    """Where torch-fidelity's InceptionV3 lies in torch's cache, fetched there if need be.
+
+    Raises:
+        ValueError: it cannot be fetched, with what to put where.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=_INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+            raise ValueError(
+                f"InceptionV3's weights cannot be fetched: on a machine with a network download {URL_INCEPTION_V3} and "
+                f"put it at {file}, or give its path as the extractor's weights; the extractor classifier needs none."
+            ) from error
+    return file
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder that `commit` wrote and that is no longer whole."""
+    shutil.rmtree(folder)
 
 
 def _from_hub(repository: str) -> Path:
@@ -307,14 +386,24 @@ def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Reads a file of tensors.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         return tensors_from_bytes(file.read_bytes())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file.") from error
 
 
-def _load_into(network: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Loads tensors into the network whose they are.
+
+    Raises:
+        ValueError: they are not; the sentence begins with `what`.
+    """
     expected = network.state_dict()
     wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
     wrong += [name for name in tensors if name not in expected]

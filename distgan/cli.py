@@ -18,6 +18,7 @@ VERBS = {
     "doctor": "tell how this machine and launcher look, and what to change",
     "where": "print the folder of a recipe's run",
     "sample": "draw images from a trained generator",
+    "evaluate": "measure a generator: FID, KID, precision, recall, ...",
     "data": "show what distgan sees of a data set, and prepare it",
     "export": "write a generator's folder with a model card, to share",
 }

@@ -232,6 +232,70 @@ class TrackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How good the averaged generator is, measured on the way. Whatever is set here changes no update."""
+
+    every: int | None = None
+    """Evaluate every so many steps, and at the end; not at all where left open. The best checkpoint is kept."""
+    extractor: Literal["inception", "classifier"] = "inception"
+    """Whose features are compared: `inception`, whose weights are fetched once, for FID as it is published; or
+    `classifier`, a small network trained on the labels of the training images, which needs no download."""
+    extractor_weights: str | None = None
+    """File of the extractor's weights instead of its own: safetensors, or torch-fidelity's for Inception."""
+    metrics: list[str] | None = None
+    """Of inception: fid, is, kid, prdc; of classifier: fd_classifier, is_classifier, kd_classifier, prdc. The first
+    one says which checkpoint is best. Left open: the first of these and prdc."""
+    num: int = 10_000
+    """Images to draw."""
+    reference: str = "train"
+    """Real images to compare with: `train`, those trained on; `test`, the source's test split; or a folder of pictures
+    of the generator's size."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            _at_least("eval.every", self.every, 1)
+        _at_least("eval.num", self.num, 1)
+        for name in self.measured:
+            if name not in EVAL_METRICS[self.extractor]:
+                known = ", ".join(EVAL_METRICS[self.extractor])
+                raise ValueError(f"eval.metrics has {name}, but those of the extractor {self.extractor} are {known}.")
+        if self.measured[0] == "prdc" and self.every is not None:
+            raise ValueError("eval.metrics begins with prdc, which is four numbers: put first what says which is best.")
+
+    @property
+    def measured(self) -> list[str]:
+        """The metrics, with what stands for none."""
+        return self.metrics or [EVAL_METRICS[self.extractor][0], "prdc"]
+
+
+EVAL_METRICS = {
+    "inception": ("fid", "is", "kid", "prdc"),
+    "classifier": ("fd_classifier", "is_classifier", "kd_classifier", "prdc"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What is done when the training collapses or diverges. It is judged at every log point and evaluation."""
+
+    on_trouble: Literal["warn", "stop", "rollback"] = "warn"
+    """`warn`: say it, in wandb too. `stop`: save and end with an exit code of its own. `rollback`: go back to the last
+    good checkpoint and on from there with other draws and the winning network's learning rate lowered. Numbers that are
+    not finite end a run that may not roll back."""
+    patience: int = 5
+    """Log points in a row at which a trouble must be seen, but for numbers that are not finite."""
+    after: int = 50_000
+    """Images seen before anything else than numbers that are not finite is judged: every generator starts collapsed."""
+    rollbacks: int = 3
+    """How often a run may roll back; then it stops."""
+
+    def __post_init__(self) -> None:
+        _at_least("guard.patience", self.patience, 1)
+        _at_least("guard.after", self.after, 0)
+        _at_least("guard.rollbacks", self.rollbacks, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run."""
 
@@ -244,6 +308,8 @@ class Config:
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     track: TrackConfig = TrackConfig()
+    eval: EvalConfig = EvalConfig()
+    guard: GuardConfig = GuardConfig()
 
     @property
     def last_step(self) -> int:
@@ -258,7 +324,8 @@ class Config:
 
 # Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
 _HOUSEKEEPING = re.compile(
-    r"run\.(dir|extend|stop_at|timeout)|data\.(path|cache|placement)|train\.max_batch_per_device|checkpoint\..*|track\..*"
+    r"run\.(dir|extend|stop_at|timeout)|data\.(path|cache|placement)|train\.max_batch_per_device"
+    r"|(checkpoint|track|eval|guard)\..*"
 )
 
 

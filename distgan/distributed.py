@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -294,6 +294,24 @@ class Ranks:
         if self.rank == 0:  # the store may leave with it
             self._store.wait([f"read {name} {rank}" for rank in range(self.world)])
         return values
+
+    def add_up(self, sums: Iterable[torch.Tensor]) -> None:
+        """Collective: replaces each tensor, on the CPU, by its sum over ranks."""
+        for tensor in sums if self._group is not None else ():
+            dist.all_reduce(tensor, group=self._group)
+
+    def on_top(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Collective: the rows of all ranks, on the CPU, one rank's below the other's; on rank zero alone."""
+        if self._group is None:
+            return rows
+        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(rows, parts, dst=0, group=self._group)
+        return torch.cat(parts) if parts is not None else None
+
+    def progressed(self) -> None:
+        """This rank has come further within a step."""
+        if self.watchdog is not None:
+            self.watchdog.progressed()
 
     def say(self, text: str) -> None:
         """Prints for the user, once."""

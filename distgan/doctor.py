@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import json
 import os
 import resource
 import shutil
@@ -22,7 +21,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from distgan import distributed
+from distgan import distributed, results
 from distgan.config import DataConfig, TrainConfig
 from distgan.data.store import cache_folder
 from distgan.distributed import Ranks
@@ -76,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 findings = failing + findings
         if ranks.rank == 0 and arguments.json is not None:
             said = [asdict(finding) for finding in findings]
-            _write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
-            print(f"written to  {arguments.json}")
+            results.write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
     if failing:
         error = ValueError(f"training would fail here: {failing[0].text}")
         raise error if ranks.rank == 0 else spoken_for(error)
@@ -324,13 +322,6 @@ def _free(folder: str | Path) -> int:
         return shutil.disk_usage(folder).free
     except OSError:
         return 0
-
-
-def _write(file: Path, report: dict[str, Any]) -> None:
-    try:
-        file.write_text(json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise ValueError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

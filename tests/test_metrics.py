@@ -93,11 +93,22 @@ def test_prdc_agrees_with_its_authors(k):
 def test_sums_of_several_processes_are_those_of_one():
     whole = features(4)
     parts = [moments(part) for part in whole.split([400, 300])]
-    parts[0] += parts[1]
+    add_up(*parts)
     assert torch.allclose(parts[0].covariance, moments(whole).covariance, rtol=1e-12)
     sums = [metrics.ClassSums(24, num=700) for _ in range(3)]
     sums[0].add(whole, torch.arange(700))
     for part, index in zip(sums[1:], torch.arange(700).split([400, 300]), strict=True):
         part.add(whole[index], index)
-    sums[1] += sums[2]
+    add_up(*sums[1:])
     assert sums[1].score() == pytest.approx(sums[0].score(), rel=1e-12)
+
+
+def add_up(one, other):
+    for name, tensor in one.sums.items():
+        tensor += other.sums[name]
+
+
+def test_spread_compares_the_distances_of_pairs():
+    real, fake = features(1), 0.3 * features(2)
+    apart = [torch.pdist(of.double()).square().mean().sqrt() for of in (real, fake)]
+    assert metrics.spread(moments(real), moments(fake)) == pytest.approx(float(apart[1] / apart[0]), rel=1e-9)

@@ -8,8 +8,9 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
-VERBS = ["train", "where", "doctor", "sample", "export"]  # and data/__main__.py
-PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog"]
+LEAVES += ["progress", "results"]
+VERBS = ["train", "where", "doctor", "sample", "export", "evaluate"]  # and data/__main__.py
+PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "evaluation"]
 
 
 def imports(file: Path) -> set[str]:

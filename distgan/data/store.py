@@ -12,6 +12,7 @@ half-written one is never used and two jobs that prepare the same data at once d
 import contextlib
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -25,19 +26,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from distgan.config import DataConfig
 from distgan.data import sources
 from distgan.data.decode import picture
 from distgan.data.sources import Record, Source
+from distgan.progress import shown
 
 _FORMAT = 1
 _CHUNK = 256  # pictures in memory at once while they are decoded
 _THREADS = 8  # at most; each may hold a large picture, a gigabyte of it at Pillow's limit
-_TELL_EVERY = 30.0  # seconds between lines of progress in a log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,27 @@ def preview(source: Source, data: DataConfig, count: int) -> Tensor:
     return torch.stack(pixels)
 
 
+def refuse_other_shapes(data: DataConfig) -> None:
+    """Checks that every picture of a source has the size and channels of `data` already, so that none is resized.
+
+    Raises:
+        ValueError: one has not, or cannot be read.
+    """
+    wanted = (data.image_size, data.image_size, data.channels)
+    for record in sources.find(data).records(1):
+        assert isinstance(record.content, bytes)
+        try:
+            with Image.open(io.BytesIO(record.content)) as image:
+                found = (image.width, image.height, 1 if image.mode in ("1", "L") else 3)
+        except OSError as error:
+            raise ValueError(f"{record.name} is no picture that can be read.") from error
+        if found != wanted:
+            raise ValueError(
+                f"{record.name} is {'x'.join(map(str, found))}, but the generator draws "
+                f"{'x'.join(map(str, wanted))}: resize or convert the pictures first."
+            )
+
+
 def spread(source: Source, count: int) -> Iterator[Record]:
     """At most so many records, from all over the source: sorted as it may be by class, its beginning shows but one."""
     return itertools.islice(source.records(-(-source.count // count)), count)
@@ -177,7 +199,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         skipped: list[str] = []
         content = hashlib.sha256()
         with (partial / "images.bin").open("wb") as stream:
-            records = _with_progress(source.records(1), f"preparing {data.source}", source.count, console)
+            records = shown(source.records(1), f"preparing {data.source}", source.count)
             for record, pixels in _decoded(_hashed(records, content), data, channels, skipped):
                 stream.write(pixels.numpy().tobytes())
                 labels.append(-1 if record.label is None else record.label)
@@ -206,19 +228,6 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         )
     if (seconds := time.monotonic() - started) > 5:
         console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
-
-
-def _with_progress(records: Iterator[Record], what: str, count: int, console: Console) -> Iterator[Record]:
-    """Shows a bar, or in a job's log a line now and then."""
-    if console.is_terminal:
-        yield from track(records, what, count, console=console, transient=True)
-        return
-    told = time.monotonic()
-    for i, record in enumerate(records):
-        if time.monotonic() - told > _TELL_EVERY:
-            told = time.monotonic()
-            console.print(f"{what}: {i:,} of {count:,} images", soft_wrap=True)
-        yield record
 
 
 def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:

@@ -1,7 +1,5 @@
 """The formulas: features of images -> numbers. float64 throughout; sums can be added over processes."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
@@ -23,12 +21,10 @@ class Moments:
         self.sum += features.sum(0)
         self.outer += features.T @ features
 
-    def __iadd__(self, other: Self) -> Self:
-        """Adds what another process summed."""
-        self.count += other.count
-        self.sum += other.sum
-        self.outer += other.outer
-        return self
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """What is added up over processes, in place."""
+        return {"count": self.count, "sum": self.sum, "outer": self.outer}
 
     @property
     def mean(self) -> Tensor:
@@ -54,6 +50,13 @@ def frechet(real: Moments, fake: Moments) -> float:
     return float(between + real.covariance.trace() + fake.covariance.trace() - 2 * trace)
 
 
+def spread(real: Moments, fake: Moments) -> float:
+    """How far generated images lie apart as a share of how far real ones do: 1 where they are as diverse, 0 where one
+    image is all there is. The root mean square distance of pairs is the root of twice the covariance's trace.
+    """
+    return float((fake.covariance.trace() / real.covariance.trace()).clamp(min=0).sqrt())
+
+
 class ClassSums:
     """What the Inception score needs of a classifier's logits, in one pass: sums for each of the splits."""
 
@@ -74,12 +77,15 @@ class ClassSums:
         self.negentropy.index_add_(0, split, (p * log_p).sum(1))
         self.p.index_add_(0, split, p)
 
-    def __iadd__(self, other: Self) -> Self:
-        """Adds what another process summed."""
-        self.count += other.count
-        self.negentropy += other.negentropy
-        self.p += other.p
-        return self
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """What is added up over processes, in place."""
+        return {"count": self.count, "negentropy": self.negentropy, "p": self.p}
+
+    @property
+    def shares(self) -> Tensor:
+        """(classes,): the mean of p(y|x)."""
+        return self.p.sum(0) / self.count.sum()
 
     def score(self) -> tuple[float, float]:
         """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4): mean and standard deviation over the splits."""

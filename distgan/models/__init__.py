@@ -10,10 +10,11 @@ from distgan import seeding
 from distgan.config import ModelConfig, nearest
 from distgan.models import dcgan
 from distgan.models.batch_norm import has_batch_norm, synchronise
-from distgan.models.layers import Generator, eval_mode, frozen
+from distgan.models.layers import CHUNK, Generator, eval_mode, frozen
 
 __all__ = [
     "ARCHITECTURES",
+    "CHUNK",
     "Architecture",
     "Generator",
     "Shape",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distgan import seeding
 
-_CHUNK = 64  # images per forward pass of sample(): fixed and always full, so that no rounding depends on n
+CHUNK = 64  # images per forward pass of a drawing generator: fixed and always full, so that no rounding depends on n
 
 
 class Generator(nn.Module):
@@ -21,7 +21,6 @@ class Generator(nn.Module):
         super().__init__()
         self.latent_dim = latent_dim
 
-    @torch.no_grad()
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """Draws n images: uint8 (n, C, H, W) on the CPU.
 
@@ -33,14 +32,16 @@ class Generator(nn.Module):
         """
         if n < 1:
             raise ValueError(f"the number of samples is {n}, but must be at least 1.")
+        return torch.cat([self.draw(first, seed=seed) for first in range(0, n, CHUNK)])[:n]
+
+    @torch.no_grad()
+    def draw(self, first: int, *, seed: int, stream: str = "sample") -> Tensor:
+        """Images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
         parameter = next(self.parameters())
-        chunks = []
         with eval_mode(self):
-            for first in range(0, n, _CHUNK):
-                z = seeding.latents_by_index(seed, "sample", first, _CHUNK, dim=self.latent_dim)
-                images = self(z.to(parameter.device, parameter.dtype))
-                chunks.append(((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-        return torch.cat(chunks)[:n]
+            z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
+            images = self(z.to(parameter.device, parameter.dtype))
+        return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 @contextmanager

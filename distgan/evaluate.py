@@ -1,0 +1,153 @@
+"""Measures a trained generator: Fréchet distance, Inception score, KID, precision, recall, density and coverage."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distgan import checkpoint, distributed, results
+from distgan import config as configuration
+from distgan.config import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig
+from distgan.distributed import Ranks
+from distgan.evaluation import Evaluation, Measured
+from distgan.models import Generator, Shape
+from distgan.run_folder import RunFolder
+
+_TIMEOUT = RunConfig(dir="").timeout
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Collective: `distgan evaluate RUN_OR_GENERATOR [--metrics ...] [--num 50000] [--reference ...] [--json PATH]`.
+
+    Raises:
+        ValueError: there is no generator, or what it is to be compared with is missing or does not fit.
+    """
+    arguments = _parse(argv)
+    distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1]))
+    with Ranks(timeout=_TIMEOUT) as ranks:
+        with ranks.alone():
+            distributed.check_gpus()
+            results.check(arguments.json)
+            found = _find(arguments.run, raw=arguments.weights == "raw")
+            config = _config(arguments, found.recipe)
+            images = _data(found, config)
+            evaluation = Evaluation(config, images, found.shape, rank=ranks.rank)
+        ranks.join(TrainConfig(batch_size=ranks.world), tracker="none")
+        same = {"generator": arguments.run, "step": found.step, **asdict(config), **distributed.versions()}
+        ranks.refuse_differences({**same, "images": evaluation.fingerprint})
+        evaluation.join(ranks, progress=True)
+        found.generator.to(ranks.accelerator.device)
+        measured = evaluation.measure(found.generator, seed=arguments.seed, weights=arguments.weights)
+        floor = evaluation.floor()
+        if ranks.rank == 0:
+            _show(arguments.run, found.step, measured, floor, evaluation)
+            if arguments.json is not None:
+                results.write(arguments.json, report(arguments.run, found.step, measured, floor))
+
+
+def report(generator: str, step: int, measured: Measured, floor: dict[str, float] | None) -> dict[str, Any]:
+    """What `--json` holds, and what lies beside an exported generator."""
+    return {
+        "generator": generator,
+        "step": step,
+        "metrics": measured.numbers,
+        "floor": floor,
+        "protocol": measured.protocol,
+    }
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="distgan evaluate",
+        description="Measure a generator. Where it was trained by a recipe, that says what is left open here.",
+    )
+    parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
+    parser.add_argument("--metrics", help="of inception: fid,is,kid,prdc; of classifier: fd_classifier,... (all)")
+    parser.add_argument("--num", type=int, default=50_000, help="images to draw (default: 50000)")
+    parser.add_argument("--extractor", choices=sorted(EVAL_METRICS), help="whose features are compared")
+    parser.add_argument("--extractor-weights", metavar="FILE", help="its weights, if not its own")
+    parser.add_argument("--reference", metavar="WHAT", help="train, test, or a folder of pictures of the same size")
+    parser.add_argument("--weights", choices=("averaged", "raw"), default="averaged", help="of the generator")
+    parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers and their protocol to a file")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True)
+class _Found:
+    generator: Generator
+    shape: Shape
+    step: int
+    recipe: Config | None
+    """Where the generator lies in a run's folder, or was exported with its recipe."""
+
+
+def _find(path: str, *, raw: bool) -> _Found:
+    generator = checkpoint.load_generator(path)
+    _, channels, size, _ = generator.sample(1).shape
+    candidates = [Path(path) / "config.yaml", Path(path) / "recipe.yaml", Path(path).absolute().parent / "config.yaml"]
+    recipe = next((configuration.load(file) for file in candidates if file.exists()), None)
+    step = checkpoint.exported_step(path)
+    if raw:
+        newest = checkpoint.newest(RunFolder(path).checkpoints, set_aside=False)
+        if newest is None:
+            raise ValueError(f"--weights is raw, but {path} is not the folder of a run with checkpoints.")
+        checkpoint.load(newest, networks={"generator": generator}, optimizers={})
+        step = checkpoint.read_state(newest)["step"]
+    return _Found(generator, Shape(image_size=size, channels=channels), step, recipe)
+
+
+def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
+    """What the command line says, else the recipe, else the defaults."""
+    said = recipe.eval if recipe is not None else EvalConfig()
+    extractor = arguments.extractor or said.extractor
+    known = EVAL_METRICS[extractor]
+    names = arguments.metrics.split(",") if arguments.metrics is not None else list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f'--metrics has "{unknown[0]}", but those of the extractor {extractor} are {",".join(known)}'
+            f"{'' if arguments.extractor else '; --extractor chooses another'}."
+        )
+    if arguments.num < 1:
+        raise ValueError(f"--num is {arguments.num}, but must be at least 1.")
+    weights = arguments.extractor_weights or (said.extractor_weights if extractor == said.extractor else None)
+    return EvalConfig(
+        extractor=extractor,
+        extractor_weights=weights,
+        metrics=names,
+        num=arguments.num,
+        reference=arguments.reference or said.reference,
+    )
+
+
+def _data(found: _Found, config: EvalConfig) -> DataConfig:
+    """Where the real images come from."""
+    if found.recipe is not None:
+        return found.recipe.data
+    if config.reference in ("train", "test"):
+        raise ValueError(
+            f"the reference is {config.reference}, but no recipe lies beside the generator to say of what: give "
+            "--reference a folder of pictures."
+        )
+    return DataConfig(source="folder", path=config.reference)
+
+
+def _show(run: str, step: int, measured: Measured, floor: dict[str, float] | None, evaluation: Evaluation) -> None:
+    """For the user: numbers, what real images score, and the protocol."""
+    print(f"{run}, step {step}")
+    for name, value in measured.numbers.items():
+        beside = f"   real images: {floor[name]:.5g}" if floor is not None else ""
+        print(f"  {name:20} {value:10.5g}{beside}")
+    weights = evaluation.weights
+    accuracy = f", {weights.accuracy:.1%} right on images that it never saw" if weights.accuracy is not None else ""
+    print(f"extractor   {weights.file}{accuracy}")
+    print(f"protocol    {json.dumps(measured.protocol)}")
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,26 @@
+"""A bar on a terminal, or in a job's log a line now and then, for work of minutes."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+
+_TELL_EVERY = 30.0  # seconds between lines in a log
+
+
+def shown(items: Iterable[T], what: str, count: int, *, each: int = 1) -> Iterator[T]:
+    """The items, of which there are so many, each of them so many images."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        yield from track(items, what, count, console=console, transient=True)
+        return
+    told = time.monotonic()
+    for i, item in enumerate(items):
+        if time.monotonic() - told > _TELL_EVERY:
+            told = time.monotonic()
+            console.print(f"{what}: {i * each:,} of {count * each:,} images", soft_wrap=True)
+        yield item
