@@ -20,7 +20,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -166,8 +166,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "state.json").read_text())
 
 
-def newest(root: Path, *, set_aside: bool) -> Path | None:
-    """The newest checkpoint that is whole, or None where there are none at all.
+def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | None:
+    """The newest checkpoint, of this step or before, that is whole; None where there is none at all.
 
     A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
     the run, it is also renamed to `*.damaged`, once a whole one is found.
@@ -178,7 +178,9 @@ def newest(root: Path, *, set_aside: bool) -> Path | None:
         OSError: the file system fails; that is no damage, and nothing is moved.
     """
     damaged: dict[Path, str] = {}
-    for folder in sorted(_folders(root), key=_step_of, reverse=True):
+    for folder in sorted(_folders(root), key=step_of, reverse=True):
+        if until is not None and step_of(folder) > until:
+            continue
         problem = _problem(folder)
         if problem is not None:
             damaged[folder] = problem
@@ -186,8 +188,7 @@ def newest(root: Path, *, set_aside: bool) -> Path | None:
         for bad, what in damaged.items():
             message = f"checkpoint {bad} is damaged ({what})"
             if set_aside:
-                aside = _free_name(bad)
-                bad.rename(aside)
+                aside = move_aside(bad, "damaged")
                 message += f" and was moved to {aside.name}"
             logger.warning("%s; %s is used.", message, folder.name)
         return folder
@@ -216,18 +217,42 @@ def remove_leftovers(root: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def prune(root: Path, *, keep_last: int, keep_every: int | None) -> None:
-    """Removes checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`."""
-    folders = sorted(_folders(root), key=_step_of)
+def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int] = ()) -> None:
+    """Removes checkpoints but the newest `keep_last`, those whose step is a multiple of `keep_every`, and these."""
+    folders = sorted(_folders(root), key=step_of)
     for folder in folders[:-keep_last]:
-        if keep_every is None or _step_of(folder) % keep_every:
+        if step_of(folder) not in keep and (keep_every is None or step_of(folder) % keep_every):
             doomed = folder.with_suffix(".tmp")  # first out of the readers' sight, whole
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)  # what is left is removed at the next start
 
 
-def save_generator(folder: Path, weights: Mapping[str, Tensor], model: ModelConfig, shape: Shape, *, step: int) -> None:
-    """Writes an exported generator; each file is replaced in one piece, so that a reader never finds half of one."""
+def steps(root: Path) -> list[int]:
+    """The steps of the checkpoints there, whole or not, in order."""
+    return sorted(map(step_of, _folders(root)))
+
+
+def abandon(root: Path, *, after: int) -> None:
+    """Moves the checkpoints after a step out of the readers' sight, to `*.abandoned`."""
+    for folder in _folders(root):
+        if step_of(folder) > after:
+            move_aside(folder, "abandoned")
+    _sync_folder(root)
+
+
+def save_generator(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: ModelConfig,
+    shape: Shape,
+    *,
+    step: int,
+    measured: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes an exported generator, and what was measured of it if anything was, as evaluation.json.
+
+    Each file is replaced in one piece, so that a reader never finds half of one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "library_name": "distgan",
@@ -240,6 +265,10 @@ def save_generator(folder: Path, weights: Mapping[str, Tensor], model: ModelConf
         "model.safetensors": _to_bytes(weights),
         "config.json": _json(config),
     }
+    if measured is not None:
+        contents["evaluation.json"] = _json(measured)
+    else:
+        (folder / "evaluation.json").unlink(missing_ok=True)
     for name, content in contents.items():
         partial = folder / f"{name}.tmp"
         try:
@@ -442,15 +471,18 @@ def _folders(root: Path) -> list[Path]:
     return [folder for folder in root.iterdir() if _STEP.fullmatch(folder.name)] if root.is_dir() else []
 
 
-def _step_of(folder: Path) -> int:
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its name."""
     return int(folder.name.removeprefix("step_"))
 
 
-def _free_name(folder: Path) -> Path:
-    aside, n = folder.with_suffix(".damaged"), 1
+def move_aside(folder: Path, why: str) -> Path:
+    """Renames a folder so that nobody takes it for a checkpoint, and nothing is lost."""
+    aside, n = folder.with_suffix(f".{why}"), 1
     while aside.exists():
         n += 1
-        aside = folder.with_suffix(f".damaged{n}")
+        aside = folder.with_suffix(f".{why}{n}")
+    folder.rename(aside)
     return aside
 
 

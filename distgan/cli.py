@@ -1,7 +1,7 @@
 """`distgan VERB`: finds the verb, and turns errors into sentences and exit codes.
 
 Exit codes: 0 done, or stopped and saved; 1 an error of ours or of the machine, with its traceback; 2 a mistake of the
-user's; 3, 4 and 5 as in errors.py; 130 interrupted before anything could be saved. All but 1 with one sentence.
+user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. All but 1 with one sentence.
 """
 
 import importlib

@@ -252,11 +252,16 @@ class Ranks:
                 if expected.get(key) != theirs.get(key)
             ]
             if differences:
-                error = ValueError(
-                    f"rank {rank} differs from rank 0 ({'; '.join(differences)}): every process of a run needs the "
-                    "same recipe, data and versions."
+                raise self.told_once(
+                    ValueError(
+                        f"rank {rank} differs from rank 0 ({'; '.join(differences)}): every process of a run needs the "
+                        "same recipe, data and versions."
+                    )
                 )
-                raise error if self.rank == 0 else spoken_for(error)
+
+    def told_once(self, error: Exception) -> BaseException:
+        """An error that every rank raises and rank zero tells."""
+        return error if self.rank == 0 else spoken_for(error)
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Collective: runs an action on rank zero; every rank returns its result, or raises its error."""
@@ -272,7 +277,7 @@ class Ranks:
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         self.watchdog.progressed()
         if outcome[1] is not None:
-            raise outcome[1] if self.rank == 0 else spoken_for(outcome[1])
+            raise self.told_once(outcome[1])
         return outcome[0]
 
     def gather(self, value: T) -> list[T]:

@@ -25,7 +25,6 @@ from distgan import distributed, results
 from distgan.config import DataConfig, TrainConfig
 from distgan.data.store import cache_folder
 from distgan.distributed import Ranks
-from distgan.errors import spoken_for
 from distgan.meeting import node
 from distgan.tracking import wandb_mode
 
@@ -77,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = [asdict(finding) for finding in findings]
             results.write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
     if failing:
-        error = ValueError(f"training would fail here: {failing[0].text}")
-        raise error if ranks.rank == 0 else spoken_for(error)
+        raise ranks.told_once(ValueError(f"training would fail here: {failing[0].text}"))
 
 
 def facts_here(rank: int) -> dict[str, Any]:

@@ -25,6 +25,12 @@ class NotSavedError(StoppedError):
     exit_code = 5
 
 
+class TroubleError(StoppedError):
+    """The training collapses, and the guard was asked to stop it, or cannot go back any more."""
+
+    exit_code = 6
+
+
 def spoken_for(error: BaseException) -> BaseException:
     """Marks an error that another rank tells, so that it is told once."""
     error.add_note(_TOLD)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from distgan import checkpoint, distributed, results
 from distgan import config as configuration
@@ -45,18 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.rank == 0:
             _show(arguments.run, found.step, measured, floor, evaluation)
             if arguments.json is not None:
-                results.write(arguments.json, report(arguments.run, found.step, measured, floor))
-
-
-def report(generator: str, step: int, measured: Measured, floor: dict[str, float] | None) -> dict[str, Any]:
-    """What `--json` holds, and what lies beside an exported generator."""
-    return {
-        "generator": generator,
-        "step": step,
-        "metrics": measured.numbers,
-        "floor": floor,
-        "protocol": measured.protocol,
-    }
+                results.write(arguments.json, measured.report(arguments.run, found.step, floor))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

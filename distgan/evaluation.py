@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +40,74 @@ class Measured(NamedTuple):
     """What was measured, and how."""
 
     numbers: dict[str, float]
-    """By name: those asked for, `spread`, and where the extractor knows the classes how many of them are `drawn`."""
+    """By name: those asked for; `spread` of the features; of the classifier's `classes` how many are `drawn`."""
     protocol: dict[str, Any]
     """All that another number must share to be compared with these."""
+
+    def report(self, generator: str, step: int, floor: dict[str, float] | None) -> dict[str, Any]:
+        """What is written to a file: the numbers, what real images score, and the protocol."""
+        return {
+            "generator": generator,
+            "step": step,
+            "metrics": self.numbers,
+            "floor": floor,
+            "protocol": self.protocol,
+        }
+
+
+class Standing:
+    """How a run's evaluations went, by the metric that says which checkpoint is best."""
+
+    def __init__(self, config: EvalConfig) -> None:
+        self._metric = config.measured[0]
+        self._protocol: dict[str, Any] | None = None
+        self._best: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def add(self, step: int, measured: Measured) -> bool:
+        """Takes in an evaluation; whether it is the best so far of those that can be compared with it."""
+        if self._protocol != measured.protocol:
+            self._protocol, self._best = measured.protocol, None
+        self._last = (step, measured.numbers[self._metric])
+        if self._best is not None and not self._better(self._last[1], self._best[1]):
+            return False
+        self._best = self._last
+        return True
+
+    @property
+    def best_step(self) -> int | None:
+        return self._best[0] if self._best is not None else None
+
+    @property
+    def behind(self) -> float:
+        """How many times as bad as the best the last is: 1 at the best. 1, too, where the best is 0 or below."""
+        if self._best is None or self._last is None or min(self._best[1], self._last[1]) <= 0:
+            return 1.0
+        ratio = self._last[1] / self._best[1]
+        return 1 / ratio if self._metric in _HIGHER_IS_BETTER else ratio
+
+    def say(self) -> str | None:
+        """For the user; None where nothing was evaluated."""
+        if self._best is None or self._last is None:
+            return None
+        best = f"{self._metric} {self._best[1]:.5g} at step {self._best[0]}"
+        if self._last == self._best:
+            return f"{best}, the last evaluation"
+        return f"{best}; the last, at step {self._last[0]}, is {self._last[1]:.5g}, {self.behind:.2f} times as bad"
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"metric": self._metric, "protocol": self._protocol, "best": self._best, "last": self._last}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes it up again, where it is about the same metric."""
+        if state["metric"] == self._metric and state["best"] is not None:
+            self._protocol = state["protocol"]
+            (best_step, best), (last_step, last) = state["best"], state["last"]
+            self._best, self._last = (best_step, best), (last_step, last)
+
+    def _better(self, one: float, other: float) -> bool:
+        return one > other if self._metric in _HIGHER_IS_BETTER else one < other
 
 
 @dataclass(frozen=True)
@@ -138,10 +203,6 @@ class Evaluation:
             self._ranks.on_rank_zero(lambda: _write_text(kept, text))
         return scores
 
-    def better(self, one: float, other: float) -> bool:
-        """Whether the first is the better value of the metric that says which checkpoint is best."""
-        return one > other if self.config.measured[0] in _HIGHER_IS_BETTER else one < other
-
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
         """Collective."""
         asked = self.config.measured
@@ -177,6 +238,7 @@ class Evaluation:
                     numbers[f"{name}_error"] = error
         numbers["spread"] = metrics.spread(reference, moments)
         if self.config.extractor == "classifier":
+            numbers["classes"] = float(self.extractor.classes)
             numbers["drawn"] = float((classes.shares > 0.1 * summed["shares"]).sum())
         return numbers
 
@@ -298,23 +360,12 @@ class Evaluation:
         return other
 
 
-def test_split(images: DataConfig) -> data.Images:
-    """The images of a source that nobody trains on.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if images.source in ("digits", "folder"):
-        raise ValueError(f"{images.source} has no test split.")
-    return data.load(replace(images, split="test"))
-
-
 def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     """The real images that `eval.reference` names."""
     if reference == "train":
         return _Real(f"split {images.split} of {images.source}", data.load(images))
     if reference == "test":
-        return _Real(f"split test of {images.source}", test_split(images))
+        return _Real(f"split test of {images.source}", data.test_split(images))
     if not Path(reference).is_dir():
         raise ValueError(f"the reference is {reference}, but must be train, test or a folder of pictures.")
     folder = DataConfig(

@@ -1,6 +1,7 @@
 """The folder of a run: who may write it, what recipe it belongs to, where things lie in it.
 
-config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/  and, from a stop signal to the resume, preempted
+config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/  and, where they come about, generator-best/,
+rollbacks.jsonl and metrics.abandoned.jsonl; from a stop signal to the resume, preempted
 """
 
 import fcntl
@@ -26,6 +27,8 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.generator = self.path / "generator"
+        self.generator_best = self.path / "generator-best"
+        self.rollbacks = self.path / "rollbacks.jsonl"
         self.lock = self.path / ".lock"
         self.preempted = self.path / "preempted"
 
@@ -94,19 +97,35 @@ class Claim:
         self._lock.close()
 
 
-def cut_metrics(file: Path, step: int) -> None:
-    """Cuts metrics.jsonl back to a step, so that each step stands there once after a resume."""
+def cut_metrics(file: Path, step: int, *, abandoned: bool = False) -> None:
+    """Cuts metrics.jsonl back to a step, so that each step stands there once after a resume.
+
+    What is `abandoned` by a rollback goes to metrics.abandoned.jsonl; after a resume the same comes again.
+    """
     if not file.exists():
         return
-    kept = []
+    kept: list[str] = []
+    cut: list[str] = []
     for line in file.read_text().splitlines():
         try:
             record: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError:  # the end of a line that a kill cut short
             continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
+        (kept if record["step"] <= step else cut).append(line + "\n")
+    if abandoned:
+        with file.with_suffix(".abandoned.jsonl").open("a") as stream:
+            stream.writelines(cut)
     _replace(file, "".join(kept))
+
+
+def rollbacks(file: Path) -> list[dict[str, Any]]:
+    """The rollbacks of a run, in order."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def add_rollback(file: Path, rollback: dict[str, Any]) -> None:
+    """Writes down a rollback, which then has happened, also for whoever resumes."""
+    _replace(file, "".join(json.dumps(one) + "\n" for one in [*rollbacks(file), rollback]))
 
 
 def _replace(file: Path, text: str) -> None:

@@ -6,13 +6,29 @@ come from NumPy's Philox on the CPU, whatever device trains: the same seed gives
 """
 
 import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 
-def generator(seed: int, stream: str, *indices: int) -> np.random.Generator:
+@dataclass
+class RunSeed:
+    """The seed that a run's training draws from, one for all parts of the loop; after a rollback it gives others."""
+
+    seed: int
+    attempt: int = 0
+    """How often the run was rolled back."""
+
+    def __str__(self) -> str:
+        return f"{self.seed}/{self.attempt}" if self.attempt else str(self.seed)
+
+
+Seed = int | str | RunSeed
+
+
+def generator(seed: Seed, stream: str, *indices: int) -> np.random.Generator:
     """A fresh generator for one purpose; streams and indices that differ in any way give independent draws."""
     return np.random.Generator(np.random.Philox(key=_key(seed, stream, *indices)))
 
@@ -22,7 +38,7 @@ def torch_generator(seed: int, stream: str, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(_key(seed, stream, *indices) & (2**63 - 1))
 
 
-def latents(seed: int, stream: str, step: int, *, batch: int, dim: int, share: slice) -> torch.Tensor:
+def latents(seed: Seed, stream: str, step: int, *, batch: int, dim: int, share: slice) -> torch.Tensor:
     """This rank's share of a global batch of latents from N(0, 1): (share, dim), in the default dtype, on the CPU."""
     z = generator(seed, stream, step).standard_normal((batch, dim), dtype=np.float32)
     return torch.from_numpy(z[share]).to(torch.get_default_dtype())
@@ -34,7 +50,7 @@ def latents_by_index(seed: int, stream: str, first: int, count: int, *, dim: int
     return torch.from_numpy(np.stack(rows)).to(torch.get_default_dtype())
 
 
-def order(seed: int, position: int, count: int, *, total: int) -> np.ndarray:
+def order(seed: Seed, position: int, count: int, *, total: int) -> np.ndarray:
     """Which images stand at position ... position + count - 1 of the endless shuffled sequence: (count,) int64.
 
     Each epoch is a permutation of its own of all `total` images; a batch may straddle two epochs.
@@ -43,21 +59,21 @@ def order(seed: int, position: int, count: int, *, total: int) -> np.ndarray:
     indices = np.empty(count, dtype=np.int64)
     for epoch in np.unique(positions // total):
         here = positions // total == epoch
-        indices[here] = _permutation(seed, int(epoch), total)[positions[here] % total]
+        indices[here] = _permutation(str(seed), int(epoch), total)[positions[here] % total]
     return indices
 
 
-def flips(seed: int, step: int, *, batch: int) -> np.ndarray:
+def flips(seed: Seed, step: int, *, batch: int) -> np.ndarray:
     """Which images of a global batch are mirrored: (batch,) bool, each with probability 1/2."""
     return generator(seed, "flip", step).random(batch) < 0.5
 
 
 @lru_cache(maxsize=2)  # the two epochs that a batch may straddle
-def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
+def _permutation(seed: str, epoch: int, total: int) -> np.ndarray:
     return generator(seed, "order", epoch).permutation(total)
 
 
-def _key(seed: int, stream: str, *indices: int) -> int:
+def _key(seed: Seed, stream: str, *indices: int) -> int:
     """128 bits, as Philox takes them."""
     name = ":".join([str(seed), stream, *map(str, indices)])
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")

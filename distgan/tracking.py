@@ -96,8 +96,27 @@ class Tracker:
         self._timed_from = (time.monotonic(), step)
         return wandb_id
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Writes one line of metrics, adding images_seen and throughput.
+    def restart(self, step: int, wandb_id: str | None) -> None:
+        """Goes on from an earlier step, as after a resume; what was recorded since is put aside."""
+        self.close()
+        self._accelerator.trackers.clear()
+        cut_metrics(self._folder.metrics, step, abandoned=True)
+        self.start(step, wandb_id)
+
+    def alert(self, step: int, what: str) -> None:
+        """Warns of something that the user will want to look at, in wandb too."""
+        print(f"distgan: warning: at step {step} {what}.", file=sys.stderr, flush=True)
+        if self._config.track.to == "wandb":
+            run = self._accelerator.get_tracker("wandb", unwrap=True)
+            self._wandb(lambda: run.alert(title=f"{self._folder.path.name}: trouble", text=f"at step {step} {what}"))
+
+    def not_training(self, seconds: float) -> None:
+        """Leaves out of the throughput what else was done in its time."""
+        then, since = self._timed_from
+        self._timed_from = (then + seconds, since)
+
+    def log(self, step: int, metrics: dict[str, float], described: dict[str, Any] | None = None) -> None:
+        """Writes one line of metrics, adding images_seen and throughput, and what describes them.
 
         Raises:
             OSError: the disk is full or fails; the line is kept, and written with the next one.
@@ -110,6 +129,7 @@ class Tracker:
             "images_seen": step * self._config.images_per_step,
             **metrics,
             "throughput/images_per_s": images_per_s,
+            **(described or {}),
         }
         try:
             self._write(json.dumps(record).encode() + b"\n")
@@ -206,6 +226,8 @@ class Tracker:
             f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
             f"D(x) {metrics['score/real']:.2f}  D(G(z)) {before:.2f} → {after:.2f}  {images_per_s:,.0f} images/s"
         )
+        if evaluated := [name for name in metrics if name.startswith("eval/")]:
+            text += "  " + "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4g}" for name in evaluated)
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step, text=text)
         else:

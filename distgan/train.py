@@ -1,30 +1,29 @@
-"""Trains a GAN, or resumes the run in its folder: wiring, THE loop, housekeeping."""
+"""Trains a GAN, or resumes the run in its folder: wiring and THE loop. What happens around it: housekeeping.py."""
 
-import json
-import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from distgan import checkpoint, data, distributed, losses, models
+from distgan import checkpoint, data, distributed, losses, models, seeding
 from distgan import config as configuration
-from distgan.config import Config
+from distgan.config import Config, DataConfig
 from distgan.distributed import Ranks
 from distgan.ema import Average
-from distgan.errors import NotSavedError, StoppedError
+from distgan.evaluation import Evaluation
+from distgan.guard import Watch
+from distgan.housekeeping import Housekeeping
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Penalty
 from distgan.run_folder import Claim, RunFolder
-from distgan.tracking import Meter, Tracker, offline_wandb_runs
+from distgan.seeding import RunSeed
+from distgan.tracking import Meter
 
+_WATCHED = 512  # real images that the guard compares samples with
 _METRICS = ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after")
-_GRID = 64  # images in the sample grid
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,7 +60,7 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
-    loss, folder, images, shape, raw_G, raw_D, average = prepared
+    loss, folder, images, shape, raw_G, raw_D, average, evaluation, unseen = prepared
     networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     accelerator = ranks.accelerator
     ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **distributed.versions()})
@@ -74,8 +73,9 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
     G, D, opt_G, opt_D = accelerator.prepare(raw_G, raw_D, adam_G, adam_D)
 
     shares = ranks.shares(config.train)
+    seed = RunSeed(config.run.seed)
     feed = {
-        "seed": config.run.seed,
+        "seed": seed,
         "batch_size": config.train.batch_size,
         "d_steps": config.train.d_steps,
         "shares": shares,
@@ -92,6 +92,9 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
         folder,
         claim,
         ranks,
+        seed=seed,
+        evaluation=evaluation,
+        watch=_watch(raw_G, raw_D, images, unseen, config) if ranks.rank == 0 else None,
         meter=meter,
         average=average.generator,
         shape=shape,
@@ -99,6 +102,8 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
         networks=networks,
         optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
     )
+    if evaluation is not None:
+        evaluation.join(ranks)
     step = house.resume()
     if house.done(step):  # before this invocation began
         house.end()
@@ -149,216 +154,15 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
 
             step += 1
             average.update(raw_G, images_seen=step * config.images_per_step, images=config.images_per_step)
-            house.keep(step)
-
-
-class Housekeeping:
-    """What happens around the steps: resuming, logging, sampling, saving, stopping. Collective, all of it.
-
-    As a context it records the run and listens for stop signals; leaving it without an error tells where things lie.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        claim: Claim | None,
-        ranks: Ranks,
-        *,
-        meter: Meter,
-        average: Generator,
-        shape: models.Shape,
-        fingerprint: str,
-        networks: dict[str, nn.Module],
-        optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]],
-    ) -> None:
-        self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
-        self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
-        self._networks, self._optimizers = networks, optimizers
-        self._until = min(config.last_step, config.run.stop_at or config.last_step)
-        self._requests = ranks.requests
-        self._stopped = False
-        self._step = 0
-        self._wandb_id: str | None = None
-        # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
-        self._writing = checkpoint.Background()
-        self._saved_at = time.monotonic()
-        self._unsaved = self._asked = False
-
-    def resume(self) -> int:
-        """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
-
-        Raises:
-            ValueError: it was trained on other images, or belongs to other networks.
-        """
-        found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
-        if found is not None:
-            state = checkpoint.read_state(found)
-            if state["images"] != self._fingerprint:
-                raise ValueError(
-                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now."
-                )
-            checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
-            self._meter.load_state(state["meter"], self._ranks)
-            if self._ranks.scaler is not None:
-                self._ranks.scaler.load_state_dict(state["scaler"])
-            self._wandb_id = state["wandb_id"]
-            self._step = state["step"]
-        self._ranks.moved(self._step)
-        return self._step
-
-    def __enter__(self) -> Self:
-        self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
-        self._wandb_id = self._ranks.on_rank_zero(self._start)
-        per_rank = self._config.train.batch_size // self._ranks.world
-        self._ranks.say(
-            f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
-            f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
-            f"{self._config.train.precision}"
-        )
-        self._requests.listen(signal.SIGINT, signal.SIGTERM)
-        return self
-
-    def _start(self) -> str | None:
-        try:
-            wandb_id = self._tracker.start(self._step, self._wandb_id)
-            self._folder.preempted.unlink(missing_ok=True)
-        except OSError as error:
-            raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
-        return wandb_id
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
-            self._requests.finish()
-            self._ranks.on_rank_zero(self._tracker.close)
-            self.end()
-            return
-        try:
-            self._ranks.explain(error)
-        finally:
-            self._finish_writing()
-            # Only now: the launcher's SIGTERM must not cut the words short.
-            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
-            self._tracker.close()
-
-    def end(self) -> None:
-        """Tells where things lie, and leaves the folder."""
-        self._ranks.say(_where_things_lie(self._folder, self._step, self._config))
-        if self._claim is not None:
-            self._claim.release()
-
-    def done(self, step: int) -> bool:
-        """Whether this invocation ends here."""
-        return self._stopped or step >= self._until
-
-    def keep(self, step: int) -> None:
-        """After each step: what is due at it."""
-        track, self._step = self._config.track, step
-        self._ranks.moved(step)
-        end, log = step == self._config.last_step, step % track.log_every == 0
-        self._tracker.advance(step)
-        if log or end:
-            rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-            metrics = {**self._meter.means(self._ranks), **rates}
-            self._record("the metrics", lambda: self._tracker.log(step, metrics))
-        if step % track.sample_every == 0 or end:
-            seed = self._config.run.seed
-            self._record("the samples", lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
-        agreed = self._requests.agreed(save=self._save_is_due(log), failed=self._writing.failed())
-        self._stopped = agreed.stop
-        if self._stopped:
-            self._ranks.say(f"stop signal: saving step {step}")
-        if agreed.failed:
-            self._ranks.on_rank_zero(self._settle)
-        if step % self._config.checkpoint.every == 0 or agreed.save or self.done(step):
-            self._save(step)
-
-    def _save_is_due(self, log: bool) -> bool:
-        """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
-        if self._ranks.rank != 0 or self._asked:  # the others hear of it a step later
-            return False
-        minutes = self._config.checkpoint.every_minutes
-        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-        self._asked = late or (log and self._unsaved)
-        return self._asked
-
-    def _save(self, step: int) -> None:
-        scaler = self._ranks.scaler
-        state = {
-            "images": self._fingerprint,
-            "meter": self._meter.state(self._ranks),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "wandb_id": self._wandb_id,
-        }
-        self._ranks.on_rank_zero(lambda: self._begin_to_save(step, state))
-        if self.done(step):
-            self._ranks.on_rank_zero(self._writing.finish)  # what cannot be saved now is lost, and that is an error
-            if self._stopped and step < self._config.last_step:
-                marker = json.dumps({"step": step}) + "\n"
-                self._record("the preempted marker", lambda: self._folder.preempted.write_text(marker))
-
-    def _begin_to_save(self, step: int, state: dict[str, Any]) -> None:
-        """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
-        self._settle()
-        files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
-        config, shape, keep = self._config, self._shape, self._config.checkpoint
-
-        def write() -> None:
-            try:
-                self._tracker.sync()
-                checkpoint.save(self._folder.checkpoints, step, files, state)
-                checkpoint.prune(self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
-                checkpoint.save_generator(self._folder.generator, files["average"], config.model, shape, step=step)
-            except OSError as error:
-                raise NotSavedError(
-                    f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
-                ) from error
-
-        self._writing.start(write)
-        self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
-
-    def _finish_writing(self) -> None:
-        """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""
-        try:
-            self._writing.finish()
-        except StoppedError as error:
-            print(f"distgan: warning: {error}", file=sys.stderr, flush=True)
-
-    def _settle(self) -> None:
-        """Waits for the checkpoint that is being written; if that failed, stops or has it tried again."""
-        try:
-            self._writing.finish()
-        except NotSavedError as error:
-            if self._config.checkpoint.on_error == "stop":
-                raise
-            self._unsaved = True
-            self._warn(error)
-
-    def _record(self, what: str, action: Callable[[], object]) -> None:
-        """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
-
-        def attempt() -> None:
-            try:
-                action()
-            except OSError as error:
-                said = f"{what} of step {self._step} could not be written in {self._folder.path} ({error.strerror})."
-                if self._config.checkpoint.on_error == "stop":
-                    raise NotSavedError(said) from error
-                self._warn(said)
-
-        self._ranks.on_rank_zero(attempt)
-
-    def _warn(self, what: object) -> None:
-        print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
+            step = house.keep(step)
 
 
 def check(config: Config) -> None:
     """Prints what would run, and stops: no GPU or process group is touched, nothing written but the data's cache."""
     distributed.check(config.train)
     distributed.check_gpus()
-    _, folder, images, shape, *networks, _ = _prepare(config)
     rank, world = distributed.launched_ranks()
+    _, folder, images, shape, *networks = _prepare(config)[:6]
     if rank != 0:
         return
     in_G, in_D = (sum(p.numel() for p in network.parameters()) for network in networks)
@@ -383,6 +187,9 @@ class _Prepared(NamedTuple):
     generator: Generator
     discriminator: nn.Module
     average: Average
+    evaluation: Evaluation | None
+    unseen: data.Images | None
+    """Real images that nobody trains on, for rank zero's guard."""
 
 
 def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
@@ -408,7 +215,28 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}
         checkpoint.load(_newest_of(config.train.init_from), networks=networks, optimizers={})
-    return _Prepared(loss, folder, images, shape, generator, discriminator, average)
+    rank, _ = distributed.launched_ranks()
+    evaluation = Evaluation(config.eval, config.data, shape, rank=rank) if config.eval.every is not None else None
+    unseen = _unseen(config.data) if rank == 0 else None
+    return _Prepared(loss, folder, images, shape, generator, discriminator, average, evaluation, unseen)
+
+
+def _unseen(images: DataConfig) -> data.Images | None:
+    """The source's test split, where it has one."""
+    try:
+        return data.test_split(images)
+    except ValueError:
+        return None
+
+
+def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: data.Images | None, config: Config) -> Watch:
+    """What the guard looks by: images from all over the data, not from its first class."""
+
+    def some(of: data.Images) -> torch.Tensor:
+        return of.pixels[torch.from_numpy(seeding.generator(0, "guard").permutation(len(of.pixels))[:_WATCHED])]
+
+    seed = config.run.seed
+    return Watch(G, D, real=some(images), unseen=some(unseen) if unseen is not None else None, seed=seed)
 
 
 def _newest_of(path: str) -> Path:
@@ -437,26 +265,6 @@ def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents
             logits_or_images.mean().backward()
     for network in (G, D):
         network.zero_grad(set_to_none=True)
-
-
-def _where_things_lie(folder: RunFolder, step: int, config: Config) -> str:
-    """The end of a run, for the user: each place, and the command to look at it."""
-    done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
-    lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
-    pictures = sorted(folder.samples.glob("step_*.png"))
-    if pictures:
-        lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]
-    lines += [
-        f"  checkpoints   {folder.checkpoints}",
-        f"                list them: ls {folder.checkpoints}",
-        f"  generator     {folder.generator}",
-        f"                draw from it: distgan sample {folder.path} --num 64 --out grid.png",
-        f"  metrics       {folder.metrics}",
-        f"                the last line: tail -n 1 {folder.metrics}",
-    ]
-    for run in offline_wandb_runs(folder.path)[-1:]:
-        lines += [f"  wandb         {run}", f"                browse it: wandb leet {run}; upload it: wandb sync {run}"]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import checkpoint, cli, data, losses, models, train
+from distgan import checkpoint, cli, data, losses, models, tracking, train
 from distgan.models import Architecture, Generator
 
 processes = multiprocessing.get_context("forkserver")
@@ -240,15 +240,15 @@ def at_the_end_of(step: int, rank: int, action: Callable[[], None]) -> None:
 class _EventfulHousekeeping(train.Housekeeping):
     events: ClassVar[dict[tuple[int, int], Callable[[], None]]] = {}
 
-    def keep(self, step: int) -> None:
+    def keep(self, step: int) -> int:
         self.events.get((step, self._ranks.rank), lambda: None)()
-        super().keep(step)
+        return super().keep(step)
 
 
 def slow_alone_then_slow_step(alone: float, step: float) -> None:
     """Rank zero takes its time over the samples of step 3, and every rank over the step after."""
-    samples = train.Tracker.samples
-    train.Tracker.samples = lambda *args: (time.sleep(alone), samples(*args))
+    samples = tracking.Tracker.samples
+    tracking.Tracker.samples = lambda *args: (time.sleep(alone), samples(*args))
     for rank in range(2):
         at_the_end_of(4, rank, lambda: time.sleep(step))
 
@@ -296,9 +296,9 @@ def saving_needs_steps(count: int) -> None:
     save, so_far = checkpoint.save, []
 
     class Counted(train.Housekeeping):
-        def keep(self, step: int) -> None:
+        def keep(self, step: int) -> int:
             so_far.append(step)
-            super().keep(step)
+            return super().keep(step)
 
     def slow(root: Path, step: int, *args: object) -> Path:
         deadline = time.monotonic() + 20
@@ -438,9 +438,9 @@ class _CountedHousekeeping(train.Housekeeping):
                 )
         return super().resume()
 
-    def keep(self, step: int) -> None:
+    def keep(self, step: int) -> int:
         if step == 2:  # steady by now: count one whole step, from here to the next end of a step
-            super().keep(step)
+            step = super().keep(step)
             self._counts["forwards"].clear()
             for counts in self._counts["gradients"].values():
                 counts.clear()
@@ -450,7 +450,7 @@ class _CountedHousekeeping(train.Housekeeping):
             self._flops = self._modes.enter_context(FlopCounterMode(display=False))
         elif step == 3:
             left = [p for p in self._networks["discriminator"].parameters() if p.grad is not None]
-            super().keep(step)
+            step = super().keep(step)
             self._modes.close()
             self._counts |= {
                 "flops": self._flops.get_total_flops(),
@@ -464,7 +464,8 @@ class _CountedHousekeeping(train.Housekeeping):
             }
             _write_counts(self.path, self._counts)
         else:
-            super().keep(step)
+            step = super().keep(step)
+        return step
 
 
 def count_step(path: Path) -> None:
@@ -483,9 +484,10 @@ class _ChattyMeter(train.Meter):
 
 
 class _StrictHousekeeping(train.Housekeeping):
-    def keep(self, step: int) -> None:
-        super().keep(step)
+    def keep(self, step: int) -> int:
+        step = super().keep(step)
         torch.cuda.set_sync_debug_mode("error" if 1 < step < self._until - 1 else "default")
+        return step
 
 
 def forbid_cuda_synchronisation() -> None:

@@ -8,9 +8,9 @@ from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
-LEAVES += ["progress", "results"]
+LEAVES += ["progress", "results", "guard"]
 VERBS = ["train", "where", "doctor", "sample", "export", "evaluate"]  # and data/__main__.py
-PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "evaluation"]
+PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "evaluation", "housekeeping"]
 
 
 def imports(file: Path) -> set[str]:

@@ -19,7 +19,7 @@ class Batches:
         images: Images,
         data: DataConfig,
         *,
-        seed: int,
+        seed: seeding.RunSeed,
         batch_size: int,
         d_steps: int,
         shares: Sequence[slice],
@@ -32,7 +32,7 @@ class Batches:
             self._pixels = images.pixels.to(device, copy=True)
         elif device.type == "cuda" or data.placement == "host":
             self._prefetch = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[tuple[int, int], Future[Tensor]] | None = None
+        self._ahead: tuple[tuple[str, int, int], Future[Tensor]] | None = None
         self._seed, self._batch_size, self._d_steps, self._shares = seed, batch_size, d_steps, shares
         self._flip = data.flip
         self._device = device
@@ -58,10 +58,11 @@ class Batches:
     def _fetch(self, update: int, piece: int) -> Tensor:
         """The same, gathered while the piece before was computed; and starts on the next."""
         assert self._prefetch is not None
-        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (update, piece) else None
+        seed = str(self._seed)  # a rollback makes what was gathered ahead of it useless
+        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, piece) else None
         pixels = waiting.result() if waiting is not None else self._gather(update, piece)
         following = (update, piece + 1) if piece + 1 < len(self._shares) else (update + 1, 0)
-        self._ahead = (following, self._prefetch.submit(self._gather, *following))
+        self._ahead = ((seed, *following), self._prefetch.submit(self._gather, *following))
         return pixels
 
 
@@ -69,7 +70,14 @@ class Latents:
     """This rank's share of the global batch of latents of each discriminator update."""
 
     def __init__(
-        self, *, seed: int, batch_size: int, d_steps: int, dim: int, shares: Sequence[slice], device: torch.device
+        self,
+        *,
+        seed: seeding.RunSeed,
+        batch_size: int,
+        d_steps: int,
+        dim: int,
+        shares: Sequence[slice],
+        device: torch.device,
     ) -> None:
         self._seed, self._batch_size, self._d_steps, self._dim = seed, batch_size, d_steps, dim
         self._shares = shares

@@ -10,6 +10,7 @@ half-written one is never used and two jobs that prepare the same data at once d
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -77,6 +78,17 @@ def load(data: DataConfig, *, batch_size: int = 1) -> Images:
             f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
         )
     return images
+
+
+def test_split(data: DataConfig) -> Images:
+    """The images of a source that nobody trains on.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if data.source in ("digits", "folder") or data.split == "test":
+        raise ValueError(f"{data.source} has no test split besides what is trained on.")
+    return load(dataclasses.replace(data, split="test"))
 
 
 def store_folder(source: Source, data: DataConfig) -> Path:

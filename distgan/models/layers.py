@@ -34,14 +34,18 @@ class Generator(nn.Module):
             raise ValueError(f"the number of samples is {n}, but must be at least 1.")
         return torch.cat([self.draw(first, seed=seed) for first in range(0, n, CHUNK)])[:n]
 
-    @torch.no_grad()
     def draw(self, first: int, *, seed: int, stream: str = "sample") -> Tensor:
         """Images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
-        parameter = next(self.parameters())
-        with eval_mode(self):
-            z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
-            images = self(z.to(parameter.device, parameter.dtype))
+        images = self.images(first, seed=seed, stream=stream)
         return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+    @torch.no_grad()
+    def images(self, first: int, *, seed: int, stream: str = "sample") -> Tensor:
+        """The same as the network gives them: (CHUNK, C, H, W) in [-1, 1] where it lies."""
+        parameter = next(self.parameters())
+        z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
+        with eval_mode(self):
+            return self(z.to(parameter.device, parameter.dtype))
 
 
 @contextmanager

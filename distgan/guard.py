@@ -1,0 +1,206 @@
+"""Notices that a training diverges or collapses, from numbers that are the same on every rank.
+
+It looks at log points alone, so that a step costs what it did. A sign must be seen several times in a row before it is
+a trouble; which signs there are, and where their bounds come from, stands in `_SIGNS`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import GuardConfig
+from distgan.models import Generator, eval_mode
+
+WATCHED = 64  # samples, and images of each kind that D is asked about
+_EVALUATIONS = 2  # in a row at which a sign that evaluations show must be seen
+
+Network = Literal["generator", "discriminator"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong with a training."""
+
+    what: str
+    """A sentence without its full stop."""
+    since: int
+    """The last step at which it was not there."""
+    winners: tuple[Network, ...]
+    """Whose learning rate is too high for the other."""
+    not_finite: bool = False
+    """Whether there is nothing left to go on with."""
+
+
+@dataclass(frozen=True)
+class _Sign:
+    needs: tuple[str, ...]
+    """The numbers that it is seen in."""
+    seen: Callable[..., bool]
+    """Whether it is seen in them."""
+    what: str
+    """What is said of it, with those numbers."""
+    winners: tuple[Network, ...] | None
+    """None: whichever wins by its scores."""
+
+
+# Bounds are ours, set where healthy runs of our recipes stay away from them, unless a source stands beside.
+_SIGNS = {
+    "saturated": _Sign(
+        ("loss/discriminator", "score/real", "score/fake_before"),
+        lambda loss, real, fake: loss < 0.01 and real > 0.995 and fake < 0.005,
+        "the discriminator tells all fakes (its loss is {:.2g}, D(x) {:.3f}, D(G(z)) {:.3f}), from which the generator "
+        "learns nothing",
+        ("discriminator",),
+    ),
+    "collapsed": _Sign(
+        ("guard/spread",),
+        lambda spread: spread < 0.3,
+        "samples lie {:.2f} times as far apart as real images: the generator collapses",
+        None,
+    ),
+    "memorising": _Sign(
+        # Half way between training images and fakes, by the ratio of Karras et al. 2020 (ADA), eq. 1.
+        ("guard/memory",),
+        lambda memory: memory > 0.5,
+        "real images that the discriminator was not trained on look to it more like fakes ({:.2f} of the way): it "
+        "learns its images by heart",
+        ("discriminator",),
+    ),
+    "collapsed in features": _Sign(
+        ("eval/spread",),
+        lambda spread: spread < 0.3,
+        "features of samples lie {:.2f} times as far apart as those of real images: the generator collapses",
+        None,
+    ),
+    "modes lost": _Sign(
+        ("eval/drawn", "eval/classes"),
+        lambda drawn, classes: drawn < 0.7 * classes,
+        "the generator draws {:.0f} of {:.0f} classes",
+        None,
+    ),
+    "falling": _Sign(
+        ("eval/behind_best",),
+        lambda behind: behind > 2,
+        "the generator has become {:.1f} times as bad as at its best",
+        None,
+    ),
+}
+
+
+class Guard:
+    """Judges a run at its log points."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+        self._streaks: dict[str, tuple[int, int]] = {}  # how often in a row a sign was seen, and the last step without
+        self._judged = {"log": 0, "eval": 0}  # the last steps at which there was something to judge
+
+    def judge(self, step: int, numbers: Mapping[str, float], *, images_seen: int, finite: bool) -> list[Trouble]:
+        """The troubles that came up now, the worst first. Each is told once, until its sign has been gone.
+
+        Args:
+            step: of this log point.
+            numbers: by the names that metrics.jsonl has; a sign whose numbers are missing is not judged.
+            images_seen: by the discriminator.
+            finite: whether all weights are.
+        """
+        if not finite or not all(map(math.isfinite, numbers.values())):
+            return [self.not_finite()]
+        found = []
+        for name, sign in _SIGNS.items():
+            kind = sign.needs[0].split("/")[0]
+            values = [numbers[need] for need in sign.needs if need in numbers]
+            if len(values) < len(sign.needs):
+                continue
+            count, since = self._streaks.pop(name, (0, self._judged["eval" if kind == "eval" else "log"]))
+            if images_seen <= self._config.after or not sign.seen(*values):
+                continue
+            self._streaks[name] = (count + 1, since)
+            if count + 1 == (_EVALUATIONS if kind == "eval" else self._config.patience):
+                found.append(Trouble(sign.what.format(*values), since, sign.winners or _winners(numbers)))
+        self._judged["log"] = step
+        if any(name.startswith("eval/") for name in numbers):
+            self._judged["eval"] = step
+        return found
+
+    def not_finite(self) -> Trouble:
+        """What is wrong where a weight or a loss is no number any more."""
+        return Trouble("a weight or a loss is no longer finite", self._judged["log"], _BOTH, not_finite=True)
+
+    @property
+    def suspected_since(self) -> int | None:
+        """The last step without a sign of which there are some now; None where there is none."""
+        return min((since for _, since in self._streaks.values()), default=None)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"streaks": self._streaks, "judged": self._judged}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._streaks = {name: (count, since) for name, (count, since) in state["streaks"].items()}
+        self._judged = dict(state["judged"])
+
+
+class Watch:
+    """What the guard wants to know at a log point and no loss tells, computed on rank zero."""
+
+    def __init__(
+        self, generator: Generator, discriminator: nn.Module, *, real: Tensor, unseen: Tensor | None, seed: int
+    ) -> None:
+        """Args: both networks; training images, and others of the same kind, uint8 (N, C, H, W); the samples' seed."""
+        self._generator, self._discriminator, self._seed = generator, discriminator, seed
+        self._variance = _variance(_scaled(real))
+        self._real = _scaled(real[:WATCHED])
+        self._unseen = _scaled(unseen[:WATCHED]) if unseen is not None else None
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """Spread of samples in pixels, and where there are unseen images how far D takes them for fakes.
+
+        `guard/spread`: root mean square distance of pairs of samples over that of pairs of real images. `guard/memory`:
+        (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020, "Training GANs with
+        limited data", eq. 1): 0 where D treats unseen real images as it does its own, 1 where as fakes.
+        """
+        samples = self._generator.images(0, seed=self._seed)[:WATCHED]
+        numbers = {"guard/spread": math.sqrt(_variance(samples) / self._variance)}
+        if self._unseen is not None:
+            with eval_mode(self._discriminator):
+                train, unseen, fake = (self._logit(images) for images in (self._real, self._unseen, samples))
+            if train - fake > 1:  # else there is nothing to measure by
+                numbers["guard/memory"] = (train - unseen) / (train - fake)
+        return numbers
+
+    def finite(self) -> bool:
+        """Whether all weights and statistics are."""
+        networks = (self._generator, self._discriminator)
+        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
+    def _logit(self, images: Tensor) -> float:
+        parameter = next(self._discriminator.parameters())
+        return float(self._discriminator(images.to(parameter.device, parameter.dtype)).double().mean())
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """uint8 as the networks see them, in [-1, 1]."""
+    return images.double() / 127.5 - 1
+
+
+_BOTH: tuple[Network, ...] = ("generator", "discriminator")
+
+
+def _winners(numbers: Mapping[str, float]) -> tuple[Network, ...]:
+    """Which network is ahead by the discriminator's verdicts; both where neither is clearly."""
+    ahead = numbers["score/real"] - numbers["score/fake_before"]
+    if ahead > 0.5:
+        return ("discriminator",)
+    return ("generator",) if ahead < 0 else _BOTH
+
+
+def _variance(images: Tensor) -> float:
+    """Half the mean square distance of pairs of images."""
+    return float(images.flatten(1).double().var(0).sum())

@@ -1,0 +1,399 @@
+"""What happens around the steps of a run: resuming, logging, sampling, evaluating, guarding, saving, stopping."""
+
+import copy
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from distgan import checkpoint, models
+from distgan.config import Config
+from distgan.distributed import Ranks
+from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleError
+from distgan.evaluation import Evaluation, Measured, Standing
+from distgan.guard import Guard, Trouble, Watch
+from distgan.models import Generator
+from distgan.run_folder import Claim, RunFolder, add_rollback, rollbacks
+from distgan.seeding import RunSeed
+from distgan.tracking import Meter, Tracker, offline_wandb_runs
+
+_GRID = 64  # images in the sample grid
+_LOWERED = 0.5  # what a rollback makes of the winning network's learning rate
+
+
+class Housekeeping:
+    """What happens around the steps. Collective, all of it.
+
+    As a context it records the run and listens for stop signals; leaving it without an error tells where things lie.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        claim: Claim | None,
+        ranks: Ranks,
+        *,
+        seed: RunSeed,
+        evaluation: Evaluation | None,
+        watch: Watch | None,
+        meter: Meter,
+        average: Generator,
+        shape: models.Shape,
+        fingerprint: str,
+        networks: dict[str, nn.Module],
+        optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]],
+    ) -> None:
+        """Args: among others the seed that the loop draws from, and on rank zero what the guard watches by."""
+        self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
+        self._seed, self._evaluation, self._watch = seed, evaluation, watch
+        self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
+        self._networks, self._optimizers = networks, optimizers
+        self._until = min(config.last_step, config.run.stop_at or config.last_step)
+        self._requests = ranks.requests
+        self._stopped = False
+        self._step = 0
+        self._wandb_id: str | None = None
+        self._guard, self._standing = Guard(config.guard), Standing(config.eval)
+        self._measured: dict[int, dict[str, Any]] = {}  # by step, for the exported generators; the best and the last
+        self._floor: dict[str, float] | None = None
+        self._trouble: Trouble | None = None  # that ends the run
+        # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
+        self._writing = checkpoint.Background()
+        self._saved_at = time.monotonic()
+        self._unsaved = self._asked = False
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
+
+        Raises:
+            ValueError: it was trained on other images, or belongs to other networks.
+        """
+        found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
+        if found is not None:
+            state = checkpoint.read_state(found)
+            if state["images"] != self._fingerprint:
+                raise ValueError(
+                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now."
+                )
+            checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
+            self._meter.load_state(state["meter"], self._ranks)
+            if self._ranks.scaler is not None:
+                self._ranks.scaler.load_state_dict(state["scaler"])
+            self._wandb_id = state["wandb_id"]
+            self._step = state["step"]
+            if "guard" in state:  # not in checkpoints from before there was one
+                self._guard.load_state(state["guard"])
+                self._standing.load_state(state["standing"])
+        self._take_up_rollbacks()
+        self._ranks.moved(self._step)
+        return self._step
+
+    def __enter__(self) -> Self:
+        self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
+        self._wandb_id = self._ranks.on_rank_zero(self._start)
+        per_rank = self._config.train.batch_size // self._ranks.world
+        self._ranks.say(
+            f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
+            f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
+            f"{self._config.train.precision}"
+        )
+        self._requests.listen(signal.SIGINT, signal.SIGTERM)
+        return self
+
+    def _start(self) -> str | None:
+        try:
+            wandb_id = self._tracker.start(self._step, self._wandb_id)
+            self._folder.preempted.unlink(missing_ok=True)
+        except OSError as error:
+            raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
+        return wandb_id
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
+            self._requests.finish()
+            self._ranks.on_rank_zero(self._tracker.close)
+            self.end()
+            if self._trouble is not None:
+                said = f"at step {self._step} {self._trouble.what}. It is saved; the same command goes on all the same."
+                raise self._ranks.told_once(TroubleError(said))
+            return
+        try:
+            self._ranks.explain(error)
+        finally:
+            self._finish_writing()
+            # Only now: the launcher's SIGTERM must not cut the words short.
+            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
+            self._tracker.close()
+
+    def end(self) -> None:
+        """Tells where things lie, and leaves the folder."""
+        self._ranks.say(_where_things_lie(self._folder, self._step, self._config, self._standing.say()))
+        if self._claim is not None:
+            self._claim.release()
+
+    def done(self, step: int) -> bool:
+        """Whether this invocation ends here."""
+        return self._stopped or self._trouble is not None or step >= self._until
+
+    def keep(self, step: int) -> int:
+        """After each step: what is due at it. Returns the step to go on from, an earlier one after a rollback."""
+        track, self._step = self._config.track, step
+        self._ranks.moved(step)
+        end = step == self._config.last_step
+        self._tracker.advance(step)
+        measured = self._evaluate(step) if self._evaluation is not None and (self._evaluating(step) or end) else None
+        log = step % track.log_every == 0 or end or measured is not None
+        troubles = self._log(step, measured) if log else []
+        if step % track.sample_every == 0 or end:
+            seed = self._config.run.seed
+            self._record("the samples", lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
+        agreed = self._requests.agreed(save=self._save_is_due(log), failed=self._writing.failed())
+        self._stopped = agreed.stop
+        if agreed.failed:
+            self._ranks.on_rank_zero(self._settle)
+        best = measured is not None and self._standing.best_step == step
+        saving = step % self._config.checkpoint.every == 0 or agreed.save or best or self.done(step)
+        if saving and not log and not self._ranks.on_rank_zero(lambda: self._on_watch.finite()):
+            troubles = [self._guard.not_finite()]
+        if troubles and self._act_on(troubles):
+            return self._roll_back(troubles[0])
+        if self._stopped:
+            self._ranks.say(f"stop signal: saving step {step}")
+        if saving or self.done(step):
+            self._save(step)
+        return step
+
+    def _evaluating(self, step: int) -> bool:
+        return self._config.eval.every is not None and step % self._config.eval.every == 0
+
+    def _evaluate(self, step: int) -> Measured:
+        """Measures rank zero's averaged generator, which is what is saved."""
+        assert self._evaluation is not None
+        started = time.monotonic()
+        generator = copy.deepcopy(self._average)
+        if self._ranks.world > 1:  # without synchronised batch norm each rank has statistics of its own
+            generator.load_state_dict(self._ranks.on_rank_zero(lambda: _on_cpu(self._average.state_dict())))
+        measured = self._evaluation.measure(generator)
+        self._floor = self._floor or self._evaluation.floor()
+        self._standing.add(step, measured)
+        self._measured = {at: found for at, found in self._measured.items() if at == self._standing.best_step} | {
+            step: measured.report(str(self._folder.path), step, self._floor)
+        }
+        self._tracker.not_training(time.monotonic() - started)
+        return measured
+
+    def _log(self, step: int, measured: Measured | None) -> list[Trouble]:
+        """Records a line of metrics, and has the guard judge it."""
+        rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+        numbers = {**self._meter.means(self._ranks), **rates}
+        seen, finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._on_watch.finite()))
+        numbers |= seen
+        if measured is not None:
+            numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
+            numbers["eval/behind_best"] = self._standing.behind
+        images_seen = step * self._config.images_per_step
+        troubles = self._guard.judge(step, numbers, images_seen=images_seen, finite=finite)
+        protocol = {"eval/protocol": measured.protocol} if measured is not None else {}
+        self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
+        return troubles
+
+    @property
+    def _on_watch(self) -> Watch:
+        """On rank zero."""
+        assert self._watch is not None
+        return self._watch
+
+    def _act_on(self, troubles: list[Trouble]) -> bool:
+        """Says what is wrong, and decides whether to roll back.
+
+        Raises:
+            NotFiniteError: nothing is left to go on with or to save.
+        """
+        said = "; ".join(trouble.what for trouble in troubles)
+        self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
+        what = self._config.guard.on_trouble
+        back = what == "rollback" and self._ranks.on_rank_zero(self._can_go_back)
+        not_finite = any(trouble.not_finite for trouble in troubles)
+        if not_finite and not back:
+            hint = "" if what == "rollback" else "; --guard.on_trouble=rollback goes back to one by itself"
+            end = f"at step {self._step} {troubles[0].what}. The checkpoints before are good{hint}."
+            raise self._ranks.told_once(NotFiniteError(end))
+        if what != "warn" and not back:
+            self._trouble = troubles[0]
+        return back
+
+    def _can_go_back(self) -> bool:
+        """On rank zero."""
+        self._finish_writing()
+        there = checkpoint.steps(self._folder.checkpoints)
+        return bool(there) and len(rollbacks(self._folder.rollbacks)) < self._config.guard.rollbacks
+
+    def _roll_back(self, trouble: Trouble) -> int:
+        """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
+        at = self._step
+        self._wandb_id = self._ranks.on_rank_zero(lambda: self._abandon(trouble))
+        step = self.resume()
+        self._ranks.on_rank_zero(lambda: self._tracker.restart(step, self._wandb_id))
+        self._ranks.say(f"rolled back from step {at} to step {step}, attempt {self._seed.attempt}")
+        if self._stopped:
+            self._mark_preempted(step)
+        return step
+
+    def _abandon(self, trouble: Trouble) -> str | None:
+        """On rank zero: puts aside what came after the last good checkpoint, and writes down why.
+
+        A kill between the two leaves a run that walks into the same hole again and comes here again.
+        """
+        root = self._folder.checkpoints
+        good = checkpoint.newest(root, set_aside=True, until=trouble.since)
+        if good is None:  # the trouble is older than what is kept
+            good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0])
+        assert good is not None
+        step, attempt = checkpoint.step_of(good), self._seed.attempt + 1
+        checkpoint.abandon(root, after=step)
+        best = self._folder.generator_best
+        if best.exists() and checkpoint.exported_step(best) > step:
+            checkpoint.move_aside(best, "abandoned")
+        for picture in self._folder.samples.glob("step_????????.png"):
+            if int(picture.stem.removeprefix("step_")) > step:
+                picture.rename(picture.with_suffix(f".attempt{attempt - 1}.png"))
+        rates = {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+        lowered = {name: rate * (_LOWERED if name in trouble.winners else 1) for name, rate in rates.items()}
+        add_rollback(
+            self._folder.rollbacks,
+            {"attempt": attempt, "trouble": trouble.what, "at": self._step, "back_to": step, "lr": lowered},
+        )
+        return self._wandb_id
+
+    def _take_up_rollbacks(self) -> None:
+        """Draws and learning rates follow from the rollbacks that were written down, also after a resume."""
+        happened = self._ranks.on_rank_zero(lambda: rollbacks(self._folder.rollbacks))
+        self._seed.attempt = len(happened)
+        for name, (adam, _) in self._optimizers.items() if happened else ():
+            for group in adam.param_groups:
+                group["lr"] = happened[-1]["lr"][name]
+
+    def _save_is_due(self, log: bool) -> bool:
+        """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
+        if self._ranks.rank != 0 or self._asked:  # the others hear of it a step later
+            return False
+        minutes = self._config.checkpoint.every_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        self._asked = late or (log and self._unsaved)
+        return self._asked
+
+    def _save(self, step: int) -> None:
+        scaler = self._ranks.scaler
+        state = {
+            "images": self._fingerprint,
+            "meter": self._meter.state(self._ranks),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "wandb_id": self._wandb_id,
+            "guard": self._guard.state(),
+            "standing": self._standing.state(),
+        }
+        self._ranks.on_rank_zero(lambda: self._begin_to_save(step, state))
+        if self.done(step):
+            self._ranks.on_rank_zero(self._writing.finish)  # what cannot be saved now is lost, and that is an error
+            if self._stopped and step < self._config.last_step:
+                self._mark_preempted(step)
+
+    def _mark_preempted(self, step: int) -> None:
+        marker = json.dumps({"step": step}) + "\n"
+        self._record("the preempted marker", lambda: self._folder.preempted.write_text(marker))
+
+    def _begin_to_save(self, step: int, state: dict[str, Any]) -> None:
+        """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
+        self._settle()
+        files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
+        config, shape, keep, weights = self._config, self._shape, self._config.checkpoint, files["average"]
+        best, measured = self._standing.best_step, dict(self._measured)
+        needed = {best} if best is not None else set()
+        if (since := self._guard.suspected_since) is not None:  # what a rollback would go back to
+            needed |= {max((s for s in checkpoint.steps(self._folder.checkpoints) if s <= since), default=step)}
+
+        def write() -> None:
+            try:
+                self._tracker.sync()
+                checkpoint.save(self._folder.checkpoints, step, files, state)
+                checkpoint.prune(
+                    self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, keep=needed
+                )
+                for folder in [self._folder.generator, *([self._folder.generator_best] if best == step else [])]:
+                    checkpoint.save_generator(
+                        folder, weights, config.model, shape, step=step, measured=measured.get(step)
+                    )
+            except OSError as error:
+                raise NotSavedError(
+                    f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
+                ) from error
+
+        self._writing.start(write)
+        self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
+
+    def _finish_writing(self) -> None:
+        """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""
+        try:
+            self._writing.finish()
+        except StoppedError as error:
+            print(f"distgan: warning: {error}", file=sys.stderr, flush=True)
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint that is being written; if that failed, stops or has it tried again."""
+        try:
+            self._writing.finish()
+        except NotSavedError as error:
+            if self._config.checkpoint.on_error == "stop":
+                raise
+            self._unsaved = True
+            self._warn(error)
+
+    def _record(self, what: str, action: Callable[[], object]) -> None:
+        """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
+
+        def attempt() -> None:
+            try:
+                action()
+            except OSError as error:
+                said = f"{what} of step {self._step} could not be written in {self._folder.path} ({error.strerror})."
+                if self._config.checkpoint.on_error == "stop":
+                    raise NotSavedError(said) from error
+                self._warn(said)
+
+        self._ranks.on_rank_zero(attempt)
+
+    def _warn(self, what: object) -> None:
+        print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _where_things_lie(folder: RunFolder, step: int, config: Config, best: str | None) -> str:
+    """The end of a run, for the user: each place, and the command to look at it."""
+    done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
+    lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
+    pictures = sorted(folder.samples.glob("step_*.png"))
+    if pictures:
+        lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]
+    lines += [
+        f"  checkpoints   {folder.checkpoints}",
+        f"                list them: ls {folder.checkpoints}",
+        f"  generator     {folder.generator}",
+        f"                draw from it: distgan sample {folder.path} --num 64 --out grid.png",
+        *([f"  best          {best}", f"                its generator: {folder.generator_best}"] if best else []),
+        f"  metrics       {folder.metrics}",
+        f"                the last line: tail -n 1 {folder.metrics}",
+    ]
+    for run in offline_wandb_runs(folder.path)[-1:]:
+        lines += [f"  wandb         {run}", f"                browse it: wandb leet {run}; upload it: wandb sync {run}"]
+    return "\n".join(lines)
