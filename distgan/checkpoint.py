@@ -289,7 +289,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
     Raises:
         ValueError: there is no generator, it is damaged, or what is offered is a pickle.
     """
-    folder = _exported(path)
+    folder = exported_folder(path)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
@@ -306,7 +306,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
     return generator.eval().requires_grad_(False)
 
 
-def _exported(path: str | os.PathLike[str]) -> Path:
+def exported_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of an exported generator, or a run's, or of one that was fetched from the hub."""
     folder = Path(path)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
@@ -321,11 +321,6 @@ def _exported(path: str | os.PathLike[str]) -> Path:
     if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
         folder = folder / "generator"
     return folder
-
-
-def exported_step(path: str | os.PathLike[str]) -> int:
-    """The step at which an exported generator was trained so far; `path` as for `load_generator`, which took it."""
-    return json.loads((_exported(path) / "config.json").read_text())["step"]
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:

@@ -19,6 +19,7 @@ VERBS = {
     "where": "print the folder of a recipe's run",
     "sample": "draw images from a trained generator",
     "evaluate": "measure a generator: FID, KID, precision, recall, ...",
+    "compare": "put generators side by side in one picture",
     "data": "show what distgan sees of a data set, and prepare it",
     "export": "write a generator's folder with a model card, to share",
 }

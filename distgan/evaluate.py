@@ -4,16 +4,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from distgan import checkpoint, distributed, results
-from distgan import config as configuration
+from distgan import distributed, results, trained
 from distgan.config import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig
 from distgan.distributed import Ranks
 from distgan.evaluation import Evaluation, Measured
-from distgan.models import Generator, Shape
-from distgan.run_folder import RunFolder
+from distgan.trained import Trained
 
 _TIMEOUT = RunConfig(dir="").timeout
 
@@ -30,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ranks.alone():
             distributed.check_gpus()
             results.check(arguments.json)
-            found = _find(arguments.run, raw=arguments.weights == "raw")
+            found = trained.find(arguments.run, raw=arguments.weights == "raw")
             config = _config(arguments, found.recipe)
             images = _data(found, config)
             evaluation = Evaluation(config, images, found.shape, rank=ranks.rank)
@@ -64,30 +62,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@dataclass(frozen=True)
-class _Found:
-    generator: Generator
-    shape: Shape
-    step: int
-    recipe: Config | None
-    """Where the generator lies in a run's folder, or was exported with its recipe."""
-
-
-def _find(path: str, *, raw: bool) -> _Found:
-    generator = checkpoint.load_generator(path)
-    _, channels, size, _ = generator.sample(1).shape
-    candidates = [Path(path) / "config.yaml", Path(path) / "recipe.yaml", Path(path).absolute().parent / "config.yaml"]
-    recipe = next((configuration.load(file) for file in candidates if file.exists()), None)
-    step = checkpoint.exported_step(path)
-    if raw:
-        newest = checkpoint.newest(RunFolder(path).checkpoints, set_aside=False)
-        if newest is None:
-            raise ValueError(f"--weights is raw, but {path} is not the folder of a run with checkpoints.")
-        checkpoint.load(newest, networks={"generator": generator}, optimizers={})
-        step = checkpoint.read_state(newest)["step"]
-    return _Found(generator, Shape(image_size=size, channels=channels), step, recipe)
-
-
 def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     """What the command line says, else the recipe, else the defaults."""
     said = recipe.eval if recipe is not None else EvalConfig()
@@ -111,7 +85,7 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     )
 
 
-def _data(found: _Found, config: EvalConfig) -> DataConfig:
+def _data(found: Trained, config: EvalConfig) -> DataConfig:
     """Where the real images come from."""
     if found.recipe is not None:
         return found.recipe.data

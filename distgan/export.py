@@ -1,13 +1,13 @@
 """Writes a trained generator as a folder to share: weights, what builds the network, the recipe, and a model card."""
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from distgan import __version__
+from distgan import __version__, trained
 from distgan import config as configuration
 from distgan.checkpoint import load_generator
 from distgan.config import Config
@@ -54,14 +54,16 @@ def export(run: str, to: Path) -> None:
         shutil.copyfile(folder.config, to / "recipe.yaml")
         config = configuration.load(folder.config)
         grid(generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")
-        step = json.loads((to / "config.json").read_text())["step"]
-        (to / "README.md").write_text(card(config, generator, step))
+        found = trained.find(run)
+        if found.evaluation is not None:
+            shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
+        (to / "README.md").write_text(card(config, generator, found.step, found.evaluation))
     except OSError as error:
         raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
 
 
-def card(config: Config, generator: Generator, step: int) -> str:
-    """The model card, Markdown with the hub's metadata at its top."""
+def card(config: Config, generator: Generator, step: int, evaluation: dict[str, Any] | None) -> str:
+    """The model card, Markdown with the hub's metadata at its top; the evaluation as `Measured.report` has it."""
     data = config.data
     where = f" ({data.id or data.path})" if data.id or data.path else ""
     parameters = sum(p.numel() for p in generator.parameters())
@@ -97,13 +99,28 @@ images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.
 
 ## Metrics
 
-None measured.
+{_metrics(evaluation)}
 
 ## Limits
 
 It draws what resembles its training images and inherits whatever they over- or under-represent; it may reproduce some
 of them. It knows no other subject and no other size. What may be done with the samples depends on the data's licence.
 """
+
+
+def _metrics(evaluation: dict[str, Any] | None) -> str:
+    """The numbers, and how they were measured: without that they cannot be compared with any others."""
+    if evaluation is None:
+        return "None measured."
+    floor = evaluation["floor"] or {}
+    rows = [f"| {name} | {value:.5g} | {_or_dash(floor.get(name))} |" for name, value in evaluation["metrics"].items()]
+    protocol = [f"- {name}: {value}" for name, value in evaluation["protocol"].items()]
+    table = ["| | this generator | real images of the other split |", "|---|---|---|", *rows]
+    return "\n".join([*table, "", "Measured by `distgan`:", "", *protocol])
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.5g}"
 
 
 def push(folder: Path, repository: str) -> str:

@@ -94,10 +94,11 @@ _SIGNS = {
 class Guard:
     """Judges a run at its log points."""
 
-    def __init__(self, config: GuardConfig) -> None:
+    def __init__(self, config: GuardConfig, *, start: int = 0) -> None:
+        """Args: the bounds of its patience; the step from which on it judges."""
         self._config = config
         self._streaks: dict[str, tuple[int, int]] = {}  # how often in a row a sign was seen, and the last step without
-        self._judged = {"log": 0, "eval": 0}  # the last steps at which there was something to judge
+        self._judged = {"log": start, "eval": start}  # the last steps at which there was something to judge
 
     def judge(self, step: int, numbers: Mapping[str, float], *, images_seen: int, finite: bool) -> list[Trouble]:
         """The troubles that came up now, the worst first. Each is told once, until its sign has been gone.

@@ -88,10 +88,13 @@ class Housekeeping:
                 self._ranks.scaler.load_state_dict(state["scaler"])
             self._wandb_id = state["wandb_id"]
             self._step = state["step"]
-            if "guard" in state:  # not in checkpoints from before there was one
-                self._guard.load_state(state["guard"])
+            if "standing" in state:  # not in checkpoints from before there was one
                 self._standing.load_state(state["standing"])
         self._take_up_rollbacks()
+        if found is not None and state.get("attempt") == self._seed.attempt:  # a new attempt is judged from its start
+            self._guard.load_state(state["guard"])
+        else:
+            self._guard = Guard(self._config.guard, start=self._step)
         self._ranks.moved(self._step)
         return self._step
 
@@ -260,7 +263,7 @@ class Housekeeping:
         step, attempt = checkpoint.step_of(good), self._seed.attempt + 1
         checkpoint.abandon(root, after=step)
         best = self._folder.generator_best
-        if best.exists() and checkpoint.exported_step(best) > step:
+        if best.exists() and json.loads((best / "config.json").read_text())["step"] > step:
             checkpoint.move_aside(best, "abandoned")
         for picture in self._folder.samples.glob("step_????????.png"):
             if int(picture.stem.removeprefix("step_")) > step:
@@ -297,6 +300,7 @@ class Housekeeping:
             "meter": self._meter.state(self._ranks),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "wandb_id": self._wandb_id,
+            "attempt": self._seed.attempt,
             "guard": self._guard.state(),
             "standing": self._standing.state(),
         }

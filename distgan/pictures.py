@@ -1,12 +1,38 @@
 """Many images as one picture."""
 
+from pathlib import Path
+
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
 
-def grid(images: Tensor) -> Image.Image:
-    """Lays out uint8 (N, C, H, W) in rows of about the square root of N."""
-    columns = max(1, round(len(images) ** 0.5))
+def grid(images: Tensor, *, columns: int | None = None) -> Image.Image:
+    """Lays out uint8 (N, C, H, W) in rows of `columns`, of about the square root of N where none are given."""
+    columns = columns or max(1, round(len(images) ** 0.5))
     picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
     return Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+
+def check(out: Path) -> None:
+    """Refuses a place for a picture before the work for it is done.
+
+    Raises:
+        ValueError: it does not end in .png, or its folder is not there.
+    """
+    if out.suffix != ".png":
+        raise ValueError(f"--out is {out}, but must end in .png.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out is {out}, but there is no folder {out.parent}.")
+
+
+def save(picture: Image.Image, out: Path) -> None:
+    """Writes a PNG.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        picture.save(out)
+    except OSError as error:
+        raise ValueError(f"--out is {out}, which cannot be written: {error.strerror}.") from error

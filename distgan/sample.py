@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from distgan import pictures
 from distgan.checkpoint import load_generator
-from distgan.pictures import grid
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: grid.png)")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
+    parser.add_argument("--classes", help="classes to draw, of a generator that was trained with labels")
     arguments = parser.parse_args(argv)
-    if arguments.out.suffix != ".png":
-        raise ValueError(f"--out is {arguments.out}, but must end in .png.")
-    if not arguments.out.parent.is_dir():
-        raise ValueError(f"--out is {arguments.out}, but there is no folder {arguments.out.parent}.")
+    pictures.check(arguments.out)
     generator = load_generator(arguments.run).to("cuda" if torch.cuda.is_available() else "cpu")
-    grid(generator.sample(arguments.num, seed=arguments.seed)).save(arguments.out)
+    if arguments.classes is not None:
+        raise ValueError(f"--classes is {arguments.classes}, but {arguments.run} was trained without labels.")
+    pictures.save(pictures.grid(generator.sample(arguments.num, seed=arguments.seed)), arguments.out)
     print(arguments.out)
 
 

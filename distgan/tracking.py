@@ -81,6 +81,7 @@ class Tracker:
         self._unwritten = b""
         self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
         self._progress: Progress | None = None
+        self._timed_from = (time.monotonic(), 0)  # a time and a step that the throughput counts from
 
     def start(self, step: int, wandb_id: str | None) -> str | None:
         """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps."""

@@ -33,6 +33,10 @@ TINY = [
 ]
 
 
+# An evaluation of seconds.
+QUICK = ["--extractor=classifier", "--num=300"]
+
+
 def metrics(run: Path) -> list[dict]:
     """metrics.jsonl, but for times."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -61,6 +65,16 @@ def wait_for(
     while not condition():
         assert time.monotonic() < deadline, said()
         time.sleep(every)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A run of seconds that is done; tests leave it as it is."""
+    from programs import launch
+
+    folder = tmp_path_factory.mktemp("small") / "run"
+    assert launch([*TINY, f"--run.dir={folder}"]) == [0]
+    return folder
 
 
 @pytest.fixture

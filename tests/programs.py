@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import checkpoint, cli, data, losses, models, tracking, train
+from distgan import checkpoint, cli, data, evaluation, losses, models, tracking, train
 from distgan.models import Architecture, Generator
 
 processes = multiprocessing.get_context("forkserver")
@@ -40,18 +40,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 def launch(
     argv: Sequence[str],
     *,
+    verb: str = "train",
     world: int = 1,
     setups: Sequence[Callable[[], None]] = (),
     log: Path | None = None,
     timeout: float = 120,
     meanwhile: Callable[[list[multiprocessing.process.BaseProcess]], None] = lambda ranks: None,
 ) -> list[int]:
-    """Runs `distgan train ARGV` on `world` ranks and returns their exit codes."""
+    """Runs `distgan VERB ARGV` on `world` ranks and returns their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ranks = [
-        processes.Process(target=_rank, args=(rank, world, port, list(argv), list(setups), log), daemon=True)
+        processes.Process(target=_rank, args=(rank, world, port, [verb, *argv], list(setups), log), daemon=True)
         for rank in range(world)
     ]
     for rank in ranks:
@@ -81,7 +82,7 @@ def _rank(
         os.environ["OMP_NUM_THREADS"] = "1"
     for setup in setups:
         setup()
-    sys.exit(cli.main(["train", *argv]))
+    sys.exit(cli.main(argv))
 
 
 # Networks and objectives from outside the package ---------------------------------------------------------------------
@@ -358,13 +359,15 @@ def forget_the_meter() -> None:
 
 
 def nan_at(step: int, rank: int) -> None:
-    """One rank's gradient of G is not a number in one step."""
+    """One rank's gradient of G is not a number in one step, of the first attempt alone."""
 
     class Poisoned(train.Housekeeping):
         def resume(self) -> int:
             if self._ranks.rank == rank:
                 (first, *_) = self._networks["generator"].parameters()
-                first.register_hook(lambda grad: grad * torch.nan if self._step + 1 == step else grad)
+                first.register_hook(
+                    lambda grad: grad * torch.nan if self._step + 1 == step and not self._seed.attempt else grad
+                )
             return super().resume()
 
     train.Housekeeping = Poisoned
@@ -376,6 +379,29 @@ def unsettled_buckets() -> None:
 
 def unfrozen_discriminator() -> None:
     train.frozen = contextlib.nullcontext
+
+
+def only_one_learns(name: str, *, after: int, attempts: int = 1) -> None:
+    """From a step on the other network's rate is next to nothing, in the first attempts; later ones are healthy."""
+
+    class Unequal(train.Housekeeping):
+        def keep(self, step: int) -> int:
+            step = super().keep(step)
+            for network, (adam, _) in self._optimizers.items():
+                faulty = step >= after and self._seed.attempt < attempts and network != name
+                adam.param_groups[0]["lr"] = self._config.optim.lr * (1e-9 if faulty else 1)
+            return step
+
+    train.Housekeeping = Unequal
+
+
+def another_cache(folder: Path) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+
+
+def other_chunks(size: int) -> None:
+    """Images go through generator and extractor in batches of another size."""
+    models.layers.CHUNK = evaluation.CHUNK = size
 
 
 # Counters: each wraps the loop's steps and writes what one step did to a file per rank --------------------------------

@@ -47,11 +47,15 @@ def start(
     )
 
 
-def wandb_history(folder: Path) -> list[dict]:
+def wandb_records(folder: Path) -> list[dict]:
     """What wandb recorded in an offline run, read back by its own tool."""
     inspect = [str(BIN / "wandb"), "leet", "inspect", "--json", str(folder)]
     output = subprocess.run(inspect, capture_output=True, text=True, check=True, timeout=60).stdout
-    return [record for record in map(json.loads, output.splitlines()) if record.get("type") == "history"]
+    return [*map(json.loads, output.splitlines())]
+
+
+def wandb_history(folder: Path) -> list[dict]:
+    return [record for record in wandb_records(folder) if record.get("type") == "history"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import conftest
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY, metrics, steps, tensors
+from conftest import QUICK, REPOSITORY, TINY, metrics, steps, tensors
 from programs import launch
 
 from distgan import checkpoint
@@ -187,6 +187,17 @@ def test_srun_alone_starts_ranks_too(cluster, tmp_path):
     )
     assert launch([*TINY, f"--run.dir={whole}"], world=3) == [0, 0, 0]
     assert tensors(run, 11) == tensors(whole, 11)
+
+
+def test_an_evaluation_by_two_tasks_gives_the_numbers_of_one_process(cluster, small_run, tmp_path):
+    log, one, two = tmp_path / "log", tmp_path / "one.json", tmp_path / "two.json"
+    words = [str(small_run), *QUICK, "--metrics=fd_classifier,prdc"]
+    job = cluster.submit("evaluate", *words, f"--json={two}", log=log, options=("--ntasks=2",))
+    assert launch([*words, f"--json={one}"], verb="evaluate") == [0]
+    said = cluster.wait_for_end(job, log)
+    assert said.count("fd_classifier") == 1, said
+    found = [json.loads(file.read_text())["metrics"] for file in (one, two)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
 
 
 def test_the_doctor_names_the_rank_that_would_fail(cluster, tmp_path):

@@ -9,8 +9,18 @@ from conftest import REPOSITORY
 PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
 LEAVES += ["progress", "results", "guard"]
-VERBS = ["train", "where", "doctor", "sample", "export", "evaluate"]  # and data/__main__.py
-PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "evaluation", "housekeeping"]
+VERBS = ["train", "where", "doctor", "sample", "export", "evaluate", "compare"]  # and data/__main__.py
+PLUMBING = [
+    "distributed",
+    "checkpoint",
+    "run_folder",
+    "tracking",
+    "meeting",
+    "watchdog",
+    "evaluation",
+    "housekeeping",
+    "trained",
+]
 
 
 def imports(file: Path) -> set[str]:

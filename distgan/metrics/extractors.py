@@ -30,11 +30,11 @@ class Inception(Extractor):
     It resizes to 299x299 as TensorFlow 1 did; grey images go in as three equal channels.
     """
 
-    name, classes = "inception", 1008
+    name, dim, classes = "inception", 2048, 1008
     resize = "bilinear to 299x299, as in TensorFlow 1"
 
-    def __init__(self, weights: Mapping[str, Tensor], *, layer: str = "2048") -> None:
-        """Args: the weights by name; the layer whose features are taken, `2048` in FID, one of torch-fidelity's.
+    def __init__(self, weights: Mapping[str, Tensor], *, layers: tuple[str, str] = ("2048", "logits_unbiased")) -> None:
+        """Args: the weights by name; torch-fidelity's names of the features and of the logits, here as FID has them.
 
         Raises:
             ValueError: the weights are another network's.
@@ -42,20 +42,22 @@ class Inception(Extractor):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         super().__init__()
-        self.dim = int(layer)
+        self._layers = layers
         # It takes its weights out of a pickle only: one that is made here, of tensors that were read without.
         pickle = io.BytesIO()
         torch.save(dict(weights), pickle)  # noqa: TID251
         pickle.seek(0)
-        features = [layer, "logits_unbiased"]
         try:
-            self.network = FeatureExtractorInceptionV3("inception", features, feature_extractor_weights_path=pickle)
+            self.network = FeatureExtractorInceptionV3(
+                "inception", list(dict.fromkeys(layers)), feature_extractor_weights_path=pickle
+            )
         except RuntimeError as error:  # of load_state_dict
             raise ValueError("the extractor's weights are not those of torch-fidelity's InceptionV3.") from error
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.network(images.expand(-1, 3, -1, -1))
+        outputs = dict(zip(self.network.features_list, self.network(images.expand(-1, 3, -1, -1)), strict=True))
+        features, logits = (outputs[layer] for layer in self._layers)
         return features, logits
 
 

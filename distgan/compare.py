@@ -1,0 +1,195 @@
+"""Puts trained generators side by side in one picture: samples, metrics, and the training images nearest to samples."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from distgan import data, pictures, results, trained
+from distgan.trained import Trained
+
+_GRID = 64  # samples of each generator
+_PAIRS = 8  # of them shown with their nearest training images
+_WIDTH = 560  # of a column, in pixels
+_MARGIN, _LINE = 12, 20
+_INK, _WARNING = "black", "firebrick"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`distgan compare RUN_A RUN_B ... [--out compare.png] [--json PATH]`.
+
+    Raises:
+        ValueError: one of them is no generator, or the picture cannot be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="distgan compare", description="Put generators side by side: samples, metrics, nearest training images."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of an exported generator, or hub id")
+    parser.add_argument("--out", type=Path, default=Path("compare.png"), help="PNG to write (default: compare.png)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
+    arguments = parser.parse_args(argv)
+    pictures.check(arguments.out)
+    results.check(arguments.json)
+    columns = [_column(run, arguments.seed) for run in arguments.runs]
+    differences = protocol_differences([column.found.evaluation for column in columns])
+    pictures.save(_picture(columns, differences), arguments.out)
+    for column in columns:
+        print("\n".join([column.name, *(f"  {line}" for line in column.lines)]))
+    if differences:
+        print(f"not to be compared: {'; '.join(differences)}")
+    print(arguments.out)
+    if arguments.json is not None:
+        described = {column.name: column.described for column in columns}
+        results.write(arguments.json, {"generators": described, "not_comparable": differences})
+
+
+def protocol_differences(evaluations: Sequence[dict[str, Any] | None]) -> list[str]:
+    """Why the numbers of these evaluations cannot be compared, one line for each part of the protocol."""
+    protocols = [evaluation["protocol"] for evaluation in evaluations if evaluation is not None]
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    values = {name: [str(protocol.get(name, "none")) for protocol in protocols] for name in names}
+    return [f"{name} is {' and '.join(dict.fromkeys(v))}" for name, v in values.items() if len(set(v)) > 1]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For each sample the training image nearest to it, by the root mean square difference of pixels."""
+
+    index: Tensor
+    """(N,) of the training images."""
+    distance: Tensor
+    """(N,) in the units of pixels in [-1, 1]."""
+    apart: Tensor
+    """(N,): how far that training image is from the nearest other one."""
+
+    @property
+    def ratio(self) -> Tensor:
+        """(N,): well below 1, a sample is nearer to a training image than these are to each other: a copy."""
+        return self.distance / self.apart.clamp(min=1e-12)
+
+
+def nearest(samples: Tensor, pixels: Tensor) -> Nearest:
+    """Searches all training images. Both are uint8 (N, C, H, W)."""
+    distance, index = _two_nearest(samples, pixels)
+    among, _ = _two_nearest(pixels[index[:, 0]], pixels)  # the first is the image itself
+    return Nearest(index[:, 0], distance[:, 0], among[:, 1])
+
+
+def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances and numbers of the two nearest images, (N, 2) each."""
+    x = samples.flatten(1).float() / 127.5
+    best, index = torch.full((len(x), 2), torch.inf), torch.zeros(len(x), 2, dtype=torch.int64)
+    for first in range(0, len(pixels), 10_000):
+        part = pixels[first : first + 10_000].flatten(1).float() / 127.5
+        distances = torch.cdist(x, part, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
+        numbers = torch.arange(first, first + len(part)).expand(len(x), -1)
+        distances, numbers = torch.cat([best, distances], 1), torch.cat([index, numbers], 1)
+        best, chosen = distances.topk(2, dim=1, largest=False)
+        index = numbers.gather(1, chosen)
+    return best, index
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    found: Trained
+    samples: Tensor
+    near: Nearest | None
+    shown: Tensor | None
+    """The nearest training images of the first samples."""
+
+    @property
+    def lines(self) -> list[str]:
+        lines = [f"step {self.found.step:,}"]
+        evaluation = self.found.evaluation
+        if evaluation is None:
+            lines.append("not evaluated: eval.every in training, or distgan evaluate")
+        else:
+            lines += [f"{name} {value:.5g}" for name, value in evaluation["metrics"].items()]
+        if self.near is None:
+            lines.append("no recipe beside it, so no training images")
+        else:
+            lines.append(f"nearest training image: {float(self.near.ratio.median()):.2f} of their distance (median)")
+        return lines
+
+    @property
+    def described(self) -> dict[str, Any]:
+        evaluation = self.found.evaluation or {}
+        return {
+            "step": self.found.step,
+            "metrics": evaluation.get("metrics"),
+            "protocol": evaluation.get("protocol"),
+            "nearest": None
+            if self.near is None
+            else {"index": self.near.index.tolist(), "ratio": self.near.ratio.tolist()},
+        }
+
+
+def _column(run: str, seed: int) -> _Column:
+    found = trained.find(run)
+    samples = found.generator.sample(_GRID, seed=seed)
+    if found.recipe is None:
+        return _Column(run, found, samples, None, None)
+    pixels = data.load(found.recipe.data).pixels
+    near = nearest(samples, pixels)
+    return _Column(run, found, samples, near, pixels[near.index[:_PAIRS]])
+
+
+def _picture(columns: Sequence[_Column], differences: Sequence[str]) -> Image.Image:
+    """A column for each generator; below, why their numbers cannot be compared, if they cannot."""
+    drawn = [_draw(column) for column in columns]
+    height = max(column.height for column in drawn) + _LINE * len(differences) + _MARGIN
+    picture = Image.new("RGB", ((_WIDTH + _MARGIN) * len(drawn) + _MARGIN, height), "white")
+    for i, column in enumerate(drawn):
+        picture.paste(column, (_MARGIN + i * (_WIDTH + _MARGIN), 0))
+    below = [f"not to be compared: {difference}" for difference in differences]
+    _write(ImageDraw.Draw(picture), below, _MARGIN, height - _MARGIN - _LINE * len(below), _WARNING)
+    return picture
+
+
+def _draw(column: _Column) -> Image.Image:
+    """Name, samples, lines of numbers, and pairs of a sample above its nearest training image."""
+    samples = _scaled(pictures.grid(column.samples))
+    lines = column.lines
+    pairs = None
+    if column.shown is not None:
+        both = torch.cat([column.samples[:_PAIRS], column.shown])
+        pairs = _scaled(pictures.grid(both, columns=_PAIRS))
+    height = 2 * _MARGIN + _LINE + samples.height + _LINE * len(lines) + 2 * _MARGIN
+    height += pairs.height + _LINE if pairs is not None else 0
+    drawn = Image.new("RGB", (_WIDTH, height), "white")
+    draw = ImageDraw.Draw(drawn)
+    _write(draw, [column.name], 0, _MARGIN)
+    y = 2 * _MARGIN + _LINE
+    drawn.paste(samples, (0, y))
+    y += samples.height + _MARGIN
+    _write(draw, lines, 0, y)
+    y += _LINE * len(lines) + _MARGIN
+    if pairs is not None:
+        _write(draw, ["samples above the training images nearest to them:"], 0, y)
+        drawn.paste(pairs, (0, y + _LINE))
+    return drawn
+
+
+def _scaled(picture: Image.Image) -> Image.Image:
+    """As wide as a column, pixels left square."""
+    return picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.NEAREST)
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], x: int, y: int, ink: str = _INK) -> None:
+    font = ImageFont.load_default(size=14)
+    for i, line in enumerate(lines):
+        draw.text((x, y + i * _LINE), line, fill=ink, font=font)
+
+
+if __name__ == "__main__":
+    from distgan.cli import main as distgan
+
+    sys.exit(distgan(["compare", *sys.argv[1:]]))

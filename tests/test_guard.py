@@ -1,0 +1,198 @@
+"""A training that diverges or collapses is noticed, on all ranks alike, and acted on; a healthy one is left alone."""
+
+import functools
+import json
+import math
+import subprocess
+
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, metrics, steps, tensors
+from programs import launch, nan_at, only_one_learns
+from test_program import BIN, wandb_records
+from torch import nn
+
+from distgan import models
+from distgan.config import GuardConfig, ModelConfig
+from distgan.guard import Guard, Watch
+
+HEALTHY = {"loss/discriminator": 0.7, "score/real": 0.8, "score/fake_before": 0.2, "guard/spread": 0.9}
+SATURATED = HEALTHY | {"loss/discriminator": 0.001, "score/real": 0.999, "score/fake_before": 0.001}
+BACK = [*TINY, "--guard.on_trouble=rollback", "--checkpoint.every=3", "--train.steps=14"]
+
+# Healthy from step 120 on; a fault begins at step 240.
+WATCHED = [
+    *("--guard.after=2400", "--guard.patience=3", "--optim.lr=3e-3"),
+    *("--track.log_every=20", "--checkpoint.every=40", "--track.sample_every=40"),
+]
+D_TOO_STRONG = functools.partial(only_one_learns, "discriminator", after=240)
+G_ALONE = functools.partial(only_one_learns, "generator", after=240)
+
+
+def judged(guard, *numbers, every=10, start=0):
+    """What the guard says at each of some log points."""
+    return [guard.judge(start + every * (i + 1), one, images_seen=10_000, finite=True) for i, one in enumerate(numbers)]
+
+
+def test_a_sign_is_a_trouble_once_it_stays_and_is_told_once():
+    guard = Guard(GuardConfig(after=0, patience=3))
+    found = judged(guard, HEALTHY, SATURATED, SATURATED, HEALTHY, *[SATURATED] * 5)
+    assert [len(troubles) for troubles in found] == [0, 0, 0, 0, 0, 0, 1, 0, 0]
+    ((trouble,),) = [troubles for troubles in found if troubles]
+    assert "discriminator tells all fakes" in trouble.what
+    assert trouble.since == 40  # the last log point without it
+    assert trouble.winners == ("discriminator",)
+    assert guard.suspected_since == 40
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (HEALTHY | {"guard/spread": 0.1}, "0.10 times as far apart"),
+        (HEALTHY | {"guard/memory": 0.7}, "0.70 of the way"),
+        (HEALTHY | {"eval/spread": 0.2}, "features of samples"),
+        (HEALTHY | {"eval/drawn": 6.0, "eval/classes": 10.0}, "draws 6 of 10 classes"),
+        (HEALTHY | {"eval/behind_best": 2.5}, "2.5 times as bad"),
+    ],
+)
+def test_each_sign_is_seen_in_its_numbers(numbers, words):
+    guard = Guard(GuardConfig(after=0, patience=2))
+    first, second = judged(guard, numbers, numbers)
+    assert first == []
+    assert words in second[0].what
+    patient = Guard(GuardConfig(patience=2))
+    assert judged(patient, numbers, numbers) == [[], []]  # an untrained generator is always collapsed
+
+
+def test_numbers_that_are_not_finite_are_a_trouble_at_once():
+    for numbers, finite in ((HEALTHY | {"loss/generator": math.nan}, True), (HEALTHY, False)):
+        guard = Guard(GuardConfig())
+        judged(guard, HEALTHY)
+        (trouble,) = guard.judge(20, numbers, images_seen=1, finite=finite)
+        assert trouble.not_finite
+        assert trouble.since == 10
+
+
+def test_a_guard_that_is_taken_up_again_judges_as_if_it_had_never_stopped():
+    whole, first, second = (Guard(GuardConfig(after=0, patience=4)) for _ in range(3))
+    numbers = [HEALTHY, SATURATED, SATURATED, SATURATED, SATURATED]
+    expected = judged(whole, *numbers)
+    found = judged(first, *numbers[:3])
+    second.load_state(json.loads(json.dumps(first.state())))
+    assert found + judged(second, *numbers[3:], start=30) == expected
+    assert expected[-1]
+
+
+def test_what_is_watched_has_a_closed_form():
+    """A generator of known spread, and a discriminator that is a mean of pixels."""
+    generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.Shape(image_size=32, channels=1), seed=0)
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1))
+    discriminator[1].weight.data.fill_(100 / 1024)
+    discriminator[1].bias.data.zero_()
+    rng = torch.Generator().manual_seed(0)
+    real, unseen = (torch.randint(low, 256, (512, 1, 32, 32), dtype=torch.uint8, generator=rng) for low in (128, 64))
+    found = Watch(generator, discriminator, real=real, unseen=unseen, seed=0).look()
+    samples = generator.images(0, seed=0).double()
+    pixels = real.double() / 127.5 - 1
+    apart = [torch.pdist(images.flatten(1)).square().mean().sqrt() for images in (samples, pixels)]
+    assert found["guard/spread"] == pytest.approx(float(apart[0] / apart[1]), rel=1e-6)
+    train, other, fake = (
+        100 * float(images.mean()) for images in (pixels[:64], unseen[:64].double() / 127.5 - 1, samples)
+    )
+    assert found["guard/memory"] == pytest.approx((train - other) / (train - fake), rel=1e-5)
+    assert 0 < found["guard/memory"] < 1
+
+
+# Induced failures -----------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(tmp_path):
+    run, again, log = tmp_path / "run", tmp_path / "again", tmp_path / "log"
+    poison = [functools.partial(nan_at, 8, 1)]
+    assert launch([*BACK, f"--run.dir={run}"], world=2, setups=poison, log=log) == [0, 0]
+    said = log.read_text()
+    assert said.count("distgan: warning: at step 9 a weight or a loss is no longer finite") == 1
+    assert "rolled back from step 9 to step 6, attempt 1" in said
+    (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
+    assert (rollback["attempt"], rollback["at"], rollback["back_to"]) == (1, 9, 6)
+    assert rollback["lr"] == {"generator": 1e-4, "discriminator": 1e-4}
+    assert [record["step"] for record in metrics(run)] == [3, 6, 9, 12, 14]
+    assert [record["lr/generator"] for record in metrics(run)] == [2e-4, 2e-4, 1e-4, 1e-4, 1e-4]
+    # Stopped in between, after the rollback, and before.
+    overrides = [*BACK, f"--run.dir={again}"]
+    for stop in (["--run.stop_at=5"], ["--run.stop_at=10"], []):
+        assert launch([*overrides, *stop], world=2, setups=poison) == [0, 0]
+    assert metrics(again) == metrics(run)
+    assert tensors(again, 14) == tensors(run, 14)
+
+
+def test_without_a_rollback_a_nan_ends_the_run_with_what_to_do(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=4"]
+    poison = [functools.partial(nan_at, 7, 1)]
+    assert launch(argv, world=2, setups=poison, log=log) == [3, 3]
+    assert "distgan: error: at step 8 a weight or a loss is no longer finite." in log.read_text()  # before it is saved
+    assert "--guard.on_trouble=rollback" in log.read_text()
+    assert steps(run) == [4]
+    assert launch(argv) == [0]  # and the same command goes on
+
+
+def test_a_discriminator_too_strong_is_rolled_back_and_what_was_saved_is_kept(tmp_path):
+    """Its later checkpoints are put aside, its rate is lowered, and the run ends well."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, *WATCHED, f"--run.dir={run}", "--guard.on_trouble=rollback", "--train.steps=500"]
+    assert launch(argv, setups=[D_TOO_STRONG], log=log) == [0]
+    (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
+    assert "discriminator tells all fakes" in rollback["trouble"]
+    assert rollback["lr"] == pytest.approx({"discriminator": 3e-3 / 2, "generator": 3e-12})
+    assert rollback["back_to"] >= 240
+    abandoned = [folder.name for folder in (run / "checkpoints").glob("*.abandoned")]
+    assert abandoned
+    assert all(int(name[5:13]) > rollback["back_to"] for name in abandoned)
+    lines = [json.loads(line) for line in (run / "metrics.abandoned.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == rollback["at"]
+    assert [record["step"] for record in metrics(run)] == list(range(20, 501, 20))
+    assert list(run.glob("samples/*.attempt0.png"))
+
+
+def test_a_discriminator_too_strong_stops_the_run_on_all_ranks_and_is_told_to_wandb(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, *WATCHED, f"--run.dir={run}", "--guard.on_trouble=stop", "--train.steps=10000", "--track.to=wandb"]
+    assert launch(argv, world=2, setups=[D_TOO_STRONG], log=log) == [6, 6]
+    said = log.read_text()
+    assert said.count("distgan: error: at step") == 1
+    (stopped,) = steps(run)[-1:]
+    assert f"at step {stopped} the discriminator tells all fakes" in said
+    (recorded,) = (run / "wandb").glob("offline-run-*")
+    (alert,) = [record for record in wandb_records(recorded) if record.get("type") == "alert"]
+    assert "discriminator tells all fakes" in json.dumps(alert)
+
+
+def test_a_generator_that_collapses_to_one_image_is_noticed(tmp_path):
+    """Against a discriminator that stands still it goes to the one image that this likes best."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, *WATCHED, f"--run.dir={run}", "--guard.on_trouble=stop", "--train.steps=3000"]
+    assert launch(argv, setups=[G_ALONE], log=log) == [6]
+    assert "times as far apart as real images: the generator collapses" in log.read_text()
+    assert min(record["guard/spread"] for record in metrics(run) if 120 <= record["step"] <= 240) > 0.3
+    assert steps(run)[-1] > 240
+
+
+def test_a_run_rolls_back_only_so_often(tmp_path):
+    """And then stops, saved. Each attempt walks into the hole, since the fault is not the draws'."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*TINY, *WATCHED, f"--run.dir={run}", "--guard.on_trouble=rollback", "--guard.rollbacks=1"]
+    argv += ["--train.steps=10000", "--checkpoint.keep_last=1"]
+    assert launch(argv, setups=[functools.partial(D_TOO_STRONG, attempts=9)], log=log) == [6]
+    assert log.read_text().count("rolled back from step") == 1
+    assert len((run / "rollbacks.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart", "fashion_mnist_dcgan"])
+def test_healthy_recipes_raise_no_alarm(tmp_path, recipe):
+    command = [BIN / "accelerate", "launch", "--config_file", "launch/cpu2.yaml", "-m", "distgan.train"]
+    command += ["--config", f"configs/{recipe}.yaml", f"--run.dir={tmp_path / 'run'}", "--guard.on_trouble=stop"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
