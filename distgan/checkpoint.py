@@ -19,6 +19,7 @@ import logging
 import os
 import pickle
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,7 +89,7 @@ def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full or gone, or there is a folder of that name.
     """
-    partial = final.with_suffix(f".{os.getpid()}.tmp")  # a cache has several writers
+    partial = final.with_suffix(f".{secrets.token_hex(4)}.tmp")  # a cache has several writers
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -217,7 +218,7 @@ def remove_leftovers(root: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int] = ()) -> None:
+def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int | None] = ()) -> None:
     """Removes checkpoints but the newest `keep_last`, those whose step is a multiple of `keep_every`, and these."""
     folders = sorted(_folders(root), key=step_of)
     for folder in folders[:-keep_last]:
@@ -265,10 +266,9 @@ def save_generator(
         "model.safetensors": _to_bytes(weights),
         "config.json": _json(config),
     }
+    (folder / "evaluation.json").unlink(missing_ok=True)  # first, so that no old numbers stand beside new weights
     if measured is not None:
         contents["evaluation.json"] = _json(measured)
-    else:
-        (folder / "evaluation.json").unlink(missing_ok=True)
     for name, content in contents.items():
         partial = folder / f"{name}.tmp"
         try:
@@ -372,11 +372,6 @@ def inception_weights() -> Path:
                 f"put it at {file}, or give its path as the extractor's weights; the extractor classifier needs none."
             ) from error
     return file
-
-
-def discard(folder: Path) -> None:
-    """Removes a folder that `commit` wrote and that is no longer whole."""
-    shutil.rmtree(folder)
 
 
 def _from_hub(repository: str) -> Path:

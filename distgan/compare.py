@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,8 @@ class _Column:
     near: Nearest | None
     shown: Tensor | None
     """The nearest training images of the first samples."""
+    why_not: str = ""
+    """Why there are none."""
 
     @property
     def lines(self) -> list[str]:
@@ -114,7 +117,7 @@ class _Column:
         else:
             lines += [f"{name} {value:.5g}" for name, value in evaluation["metrics"].items()]
         if self.near is None:
-            lines.append("no recipe beside it, so no training images")
+            lines += textwrap.wrap(self.why_not, _WIDTH // 8)
         else:
             lines.append(f"nearest training image: {float(self.near.ratio.median()):.2f} of their distance (median)")
         return lines
@@ -136,8 +139,11 @@ def _column(run: str, seed: int) -> _Column:
     found = trained.find(run)
     samples = found.generator.sample(_GRID, seed=seed)
     if found.recipe is None:
-        return _Column(run, found, samples, None, None)
-    pixels = data.load(found.recipe.data).pixels
+        return _Column(run, found, samples, None, None, "no recipe beside it, so no training images")
+    try:
+        pixels = data.load(found.recipe.data).pixels
+    except ValueError as error:
+        return _Column(run, found, samples, None, None, f"its training images are not here ({error})")
     near = nearest(samples, pixels)
     return _Column(run, found, samples, near, pixels[near.index[:_PAIRS]])
 

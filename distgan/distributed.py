@@ -305,13 +305,13 @@ class Ranks:
         for tensor in sums if self._group is not None else ():
             dist.all_reduce(tensor, group=self._group)
 
-    def on_top(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """Collective: the rows of all ranks, on the CPU, one rank's below the other's; on rank zero alone."""
+    def on_top(self, rows: torch.Tensor) -> torch.Tensor:
+        """Collective: the rows of all ranks, on the CPU, one rank's below the other's, on rank zero; none on others."""
         if self._group is None:
             return rows
         parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
         dist.gather_object(rows, parts, dst=0, group=self._group)
-        return torch.cat(parts) if parts is not None else None
+        return torch.cat(parts) if parts is not None else rows[:0]
 
     def progressed(self) -> None:
         """This rank has come further within a step."""

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from distgan import distributed, results, trained
 from distgan.config import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig
@@ -23,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: there is no generator, or what it is to be compared with is missing or does not fit.
     """
     arguments = _parse(argv)
-    distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1]))
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # whatever it is, measuring is in fp32
+    precision: Any = launched if launched in ("bf16", "fp16") else "fp32"
+    distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1], precision=precision))
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():
             distributed.check_gpus()
@@ -31,24 +35,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = trained.find(arguments.run, raw=arguments.weights == "raw")
             config = _config(arguments, found.recipe)
             images = _data(found, config)
-            evaluation = Evaluation(config, images, found.shape, rank=ranks.rank)
+            evaluation = Evaluation(config, images, found.shape, rank=ranks.rank, own_weights=found.extractor)
         ranks.join(TrainConfig(batch_size=ranks.world), tracker="none")
         same = {"generator": arguments.run, "step": found.step, **asdict(config), **distributed.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
         evaluation.join(ranks, progress=True)
         found.generator.to(ranks.accelerator.device)
         measured = evaluation.measure(found.generator, seed=arguments.seed, weights=arguments.weights)
-        floor = evaluation.floor()
         if ranks.rank == 0:
-            _show(arguments.run, found.step, measured, floor, evaluation)
+            _show(arguments.run, found.step, measured, evaluation)
             if arguments.json is not None:
-                results.write(arguments.json, measured.report(arguments.run, found.step, floor))
+                results.write(arguments.json, measured.report(arguments.run, found.step, evaluation.floor))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="distgan evaluate",
-        description="Measure a generator. Where it was trained by a recipe, that says what is left open here.",
+        description="Measure a generator. Its run's recipe says which extractor and reference, if nothing else does.",
     )
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
     parser.add_argument("--metrics", help="of inception: fid,is,kid,prdc; of classifier: fd_classifier,... (all)")
@@ -94,15 +97,17 @@ def _data(found: Trained, config: EvalConfig) -> DataConfig:
             f"the reference is {config.reference}, but no recipe lies beside the generator to say of what: give "
             "--reference a folder of pictures."
         )
-    return DataConfig(source="folder", path=config.reference)
+    size: Any = found.shape.image_size
+    channels: Any = found.shape.channels
+    return DataConfig(source="folder", path=config.reference, image_size=size, channels=channels)
 
 
-def _show(run: str, step: int, measured: Measured, floor: dict[str, float] | None, evaluation: Evaluation) -> None:
+def _show(run: str, step: int, measured: Measured, evaluation: Evaluation) -> None:
     """For the user: numbers, what real images score, and the protocol."""
     print(f"{run}, step {step}")
     for name, value in measured.numbers.items():
-        beside = f"   real images: {floor[name]:.5g}" if floor is not None else ""
-        print(f"  {name:20} {value:10.5g}{beside}")
+        floor = (evaluation.floor or {}).get(name)
+        print(f"  {name:20} {value:10.5g}{'' if floor is None else f'   real images: {floor:.5g}'}")
     weights = evaluation.weights
     accuracy = f", {weights.accuracy:.1%} right on images that it never saw" if weights.accuracy is not None else ""
     print(f"extractor   {weights.file}{accuracy}")

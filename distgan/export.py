@@ -57,6 +57,8 @@ def export(run: str, to: Path) -> None:
         found = trained.find(run)
         if found.evaluation is not None:
             shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
+        if folder.extractor.exists():
+            shutil.copyfile(folder.extractor, to / folder.extractor.name)
         (to / "README.md").write_text(card(config, generator, found.step, found.evaluation))
     except OSError as error:
         raise ValueError(f"{to} cannot be written: {error.strerror}.") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distgan.config import GuardConfig
 from distgan.models import Generator, eval_mode
 
-WATCHED = 64  # samples, and images of each kind that D is asked about
+WATCHED = 512  # real images of each kind that the guard looks at
 _EVALUATIONS = 2  # in a row at which a sign that evaluations show must be seen
 
 Network = Literal["generator", "discriminator"]
@@ -38,7 +38,7 @@ class Trouble:
 @dataclass(frozen=True)
 class _Sign:
     needs: tuple[str, ...]
-    """The numbers that it is seen in."""
+    """The numbers that it is seen in, of log points or of evaluations."""
     seen: Callable[..., bool]
     """Whether it is seen in them."""
     what: str
@@ -97,52 +97,58 @@ class Guard:
     def __init__(self, config: GuardConfig, *, start: int = 0) -> None:
         """Args: the bounds of its patience; the step from which on it judges."""
         self._config = config
-        self._streaks: dict[str, tuple[int, int]] = {}  # how often in a row a sign was seen, and the last step without
+        # By sign: how often in a row it was seen, the last step without it, and whether it was told.
+        self._streaks: dict[str, tuple[int, int, bool]] = {}
         self._judged = {"log": start, "eval": start}  # the last steps at which there was something to judge
 
     def judge(self, step: int, numbers: Mapping[str, float], *, images_seen: int, finite: bool) -> list[Trouble]:
-        """The troubles that came up now, the worst first. Each is told once, until its sign has been gone.
+        """The troubles that came up now. Each is told once, until its sign has been gone.
 
         Args:
             step: of this log point.
             numbers: by the names that metrics.jsonl has; a sign whose numbers are missing is not judged.
             images_seen: by the discriminator.
-            finite: whether all weights are.
+            finite: whether all weights and moments are.
         """
-        if not finite or not all(map(math.isfinite, numbers.values())):
-            return [self.not_finite()]
+        losses = [number for name, number in numbers.items() if name.startswith(("loss/", "score/"))]
+        if not finite or not all(map(math.isfinite, losses)):
+            return [self.not_finite(step)]
         found = []
         for name, sign in _SIGNS.items():
             kind = sign.needs[0].split("/")[0]
             values = [numbers[need] for need in sign.needs if need in numbers]
             if len(values) < len(sign.needs):
                 continue
-            count, since = self._streaks.pop(name, (0, self._judged["eval" if kind == "eval" else "log"]))
+            count, since, told = self._streaks.pop(name, (0, self._judged["eval" if kind == "eval" else "log"], False))
             if images_seen <= self._config.after or not sign.seen(*values):
                 continue
-            self._streaks[name] = (count + 1, since)
-            if count + 1 == (_EVALUATIONS if kind == "eval" else self._config.patience):
+            lasts = count + 1 >= (_EVALUATIONS if kind == "eval" else self._config.patience)
+            self._streaks[name] = (count + 1, since, lasts)
+            if lasts and not told:
                 found.append(Trouble(sign.what.format(*values), since, sign.winners or _winners(numbers)))
         self._judged["log"] = step
         if any(name.startswith("eval/") for name in numbers):
             self._judged["eval"] = step
         return found
 
-    def not_finite(self) -> Trouble:
-        """What is wrong where a weight or a loss is no number any more."""
-        return Trouble("a weight or a loss is no longer finite", self._judged["log"], _BOTH, not_finite=True)
+    def not_finite(self, step: int) -> Trouble:
+        """What is wrong where a weight or a loss is no number any more; no checkpoint has such a weight."""
+        return Trouble("a weight or a loss is no longer finite", step, _BOTH, not_finite=True)
 
     @property
-    def suspected_since(self) -> int | None:
-        """The last step without a sign of which there are some now; None where there is none."""
-        return min((since for _, since in self._streaks.values()), default=None)
+    def starts(self) -> set[int]:
+        """The steps that a trouble which comes up next may have begun after."""
+        return {*self._judged.values(), *(since for _, since, _ in self._streaks.values())}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"streaks": self._streaks, "judged": self._judged}
+        return {"on_trouble": self._config.on_trouble, "streaks": dict(self._streaks), "judged": dict(self._judged)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self._streaks = {name: (count, since) for name, (count, since) in state["streaks"].items()}
+        """Takes it up again. What was told is told anew if something else is to be done about it now."""
+        same = state["on_trouble"] == self._config.on_trouble
+        streaks = state["streaks"].items()
+        self._streaks = {name: (count, since, told and same) for name, (count, since, told) in streaks}
         self._judged = dict(state["judged"])
 
 
@@ -155,8 +161,8 @@ class Watch:
         """Args: both networks; training images, and others of the same kind, uint8 (N, C, H, W); the samples' seed."""
         self._generator, self._discriminator, self._seed = generator, discriminator, seed
         self._variance = _variance(_scaled(real))
-        self._real = _scaled(real[:WATCHED])
-        self._unseen = _scaled(unseen[:WATCHED]) if unseen is not None else None
+        self._real = _scaled(real)
+        self._unseen = _scaled(unseen) if unseen is not None else None
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
@@ -166,20 +172,16 @@ class Watch:
         (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020, "Training GANs with
         limited data", eq. 1): 0 where D treats unseen real images as it does its own, 1 where as fakes.
         """
-        samples = self._generator.images(0, seed=self._seed)[:WATCHED]
-        numbers = {"guard/spread": math.sqrt(_variance(samples) / self._variance)}
+        samples = self._generator.images(0, seed=self._seed)
+        numbers = {}
+        if self._variance > 0:  # it is not of images that are all the same
+            numbers["guard/spread"] = math.sqrt(_variance(samples) / self._variance)
         if self._unseen is not None:
             with eval_mode(self._discriminator):
                 train, unseen, fake = (self._logit(images) for images in (self._real, self._unseen, samples))
             if train - fake > 1:  # else there is nothing to measure by
                 numbers["guard/memory"] = (train - unseen) / (train - fake)
         return numbers
-
-    def finite(self) -> bool:
-        """Whether all weights and statistics are."""
-        networks = (self._generator, self._discriminator)
-        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
     def _logit(self, images: Tensor) -> float:
         parameter = next(self._discriminator.parameters())

@@ -5,23 +5,27 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
-from distgan import checkpoint, models
+from distgan import checkpoint, models, trained
 from distgan.config import Config
 from distgan.distributed import Ranks
 from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleError
-from distgan.evaluation import Evaluation, Measured, Standing
+from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
 from distgan.run_folder import Claim, RunFolder, add_rollback, rollbacks
 from distgan.seeding import RunSeed
+from distgan.standing import Standing
 from distgan.tracking import Meter, Tracker, offline_wandb_runs
+
+T = TypeVar("T")
 
 _GRID = 64  # images in the sample grid
 _LOWERED = 0.5  # what a rollback makes of the winning network's learning rate
@@ -61,9 +65,9 @@ class Housekeeping:
         self._step = 0
         self._wandb_id: str | None = None
         self._guard, self._standing = Guard(config.guard), Standing(config.eval)
-        self._measured: dict[int, dict[str, Any]] = {}  # by step, for the exported generators; the best and the last
-        self._floor: dict[str, float] | None = None
         self._trouble: Trouble | None = None  # that ends the run
+        self._lost = 0  # steps that rollbacks took back
+        self._gone_back = False  # whether the newest checkpoint is the one that the last rollback went back to
         # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
         self._writing = checkpoint.Background()
         self._saved_at = time.monotonic()
@@ -76,6 +80,8 @@ class Housekeeping:
             ValueError: it was trained on other images, or belongs to other networks.
         """
         found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
+        happened = self._ranks.on_rank_zero(lambda: rollbacks(self._folder.rollbacks))
+        self._standing, self._guard = Standing(self._config.eval), Guard(self._config.guard)
         if found is not None:
             state = checkpoint.read_state(found)
             if state["images"] != self._fingerprint:
@@ -86,21 +92,43 @@ class Housekeeping:
             self._meter.load_state(state["meter"], self._ranks)
             if self._ranks.scaler is not None:
                 self._ranks.scaler.load_state_dict(state["scaler"])
-            self._wandb_id = state["wandb_id"]
+            self._wandb_id = state["wandb_id"] or self._wandb_id
             self._step = state["step"]
-            if "standing" in state:  # not in checkpoints from before there was one
-                self._standing.load_state(state["standing"])
-        self._take_up_rollbacks()
-        if found is not None and state.get("attempt") == self._seed.attempt:  # a new attempt is judged from its start
-            self._guard.load_state(state["guard"])
-        else:
-            self._guard = Guard(self._config.guard, start=self._step)
+            self._take_up_judgements(state, rolled_back=len(happened))
+        self._take_up_rollbacks(happened)
         self._ranks.moved(self._step)
         return self._step
 
+    def _take_up_judgements(self, state: dict[str, Any], *, rolled_back: int) -> None:
+        """Those of a checkpoint; the guard judges a new attempt from its start."""
+        attempt = state.get("attempt", 0)
+        if attempt > rolled_back:
+            raise ValueError(
+                f"{self._folder.rollbacks} tells of {rolled_back} rollbacks, but its newest checkpoint comes after "
+                f"{attempt}: bring back a copy of the file."
+            )
+        if "guard" not in state:  # a checkpoint from before there was one
+            return
+        self._standing.load_state(state["standing"])
+        if attempt == rolled_back:
+            self._guard.load_state(state["guard"])
+        else:
+            self._guard = Guard(self._config.guard, start=self._step)
+        self._gone_back = attempt < rolled_back
+        if not self._ranks.on_rank_zero(lambda: self._writing_down(self._take_up_best)):
+            self._standing.best = None  # it was not kept, when another took its place
+
+    def _take_up_rollbacks(self, happened: list[dict[str, Any]]) -> None:
+        """Draws and learning rates follow from the rollbacks that were written down, also after a resume."""
+        self._seed.attempt = len(happened)
+        self._lost = sum(rollback["at"] - rollback["back_to"] for rollback in happened)
+        for name, (adam, _) in self._optimizers.items() if happened else ():
+            for group in adam.param_groups:
+                group["lr"] = happened[-1]["lr"][name]
+
     def __enter__(self) -> Self:
         self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
-        self._wandb_id = self._ranks.on_rank_zero(self._start)
+        self._wandb_id = self._ranks.on_rank_zero(lambda: self._writing_down(self._start))
         per_rank = self._config.train.batch_size // self._ranks.world
         self._ranks.say(
             f"{self._folder.path}: {'resuming at' if self._step else 'starting at'} step {self._step} on "
@@ -111,12 +139,14 @@ class Housekeeping:
         return self
 
     def _start(self) -> str | None:
-        try:
-            wandb_id = self._tracker.start(self._step, self._wandb_id)
-            self._folder.preempted.unlink(missing_ok=True)
-        except OSError as error:
-            raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
+        if self._evaluation is not None and self._config.eval.extractor == "classifier":
+            self._folder.keep_extractor(self._evaluation.weights.file)
+        wandb_id = self._start_tracking()
+        self._folder.preempted.unlink(missing_ok=True)
         return wandb_id
+
+    def _start_tracking(self) -> str | None:
+        return self._tracker.start(self._step, self._wandb_id, lost=self._lost, abandoned=self._gone_back)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
@@ -125,7 +155,10 @@ class Housekeeping:
             self._ranks.on_rank_zero(self._tracker.close)
             self.end()
             if self._trouble is not None:
-                said = f"at step {self._step} {self._trouble.what}. It is saved; the same command goes on all the same."
+                said = (
+                    f"at step {self._step} {self._trouble.what}. The run is saved; the same command goes on all the "
+                    "same, and with --guard.on_trouble=rollback from the last good checkpoint."
+                )
                 raise self._ranks.told_once(TroubleError(said))
             return
         try:
@@ -152,9 +185,9 @@ class Housekeeping:
         self._ranks.moved(step)
         end = step == self._config.last_step
         self._tracker.advance(step)
-        measured = self._evaluate(step) if self._evaluation is not None and (self._evaluating(step) or end) else None
-        log = step % track.log_every == 0 or end or measured is not None
-        troubles = self._log(step, measured) if log else []
+        evaluate = self._config.eval.every is not None and (step % self._config.eval.every == 0 or end)
+        log = step % track.log_every == 0 or end or evaluate
+        troubles = self._log(step, evaluate=evaluate) if log else []
         if step % track.sample_every == 0 or end:
             seed = self._config.run.seed
             self._record("the samples", lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
@@ -162,20 +195,34 @@ class Housekeeping:
         self._stopped = agreed.stop
         if agreed.failed:
             self._ranks.on_rank_zero(self._settle)
-        best = measured is not None and self._standing.best_step == step
-        saving = step % self._config.checkpoint.every == 0 or agreed.save or best or self.done(step)
-        if saving and not log and not self._ranks.on_rank_zero(lambda: self._on_watch.finite()):
-            troubles = [self._guard.not_finite()]
+        saving = step % self._config.checkpoint.every == 0 or step == self._standing.best_step or agreed.save
+        saving = saving or self.done(step)
+        if saving and not log and not self._ranks.on_rank_zero(self._finite):
+            troubles = [self._guard.not_finite(step)]
         if troubles and self._act_on(troubles):
-            return self._roll_back(troubles[0])
+            return self._roll_back(min(troubles, key=lambda trouble: trouble.since))
         if self._stopped:
             self._ranks.say(f"stop signal: saving step {step}")
         if saving or self.done(step):
             self._save(step)
         return step
 
-    def _evaluating(self, step: int) -> bool:
-        return self._config.eval.every is not None and step % self._config.eval.every == 0
+    def _log(self, step: int, *, evaluate: bool) -> list[Trouble]:
+        """Records a line of metrics, and has the guard judge it."""
+        rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+        numbers = {**self._meter.means(self._ranks), **rates}
+        seen, finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._finite()))
+        numbers |= seen
+        protocol = {}
+        if evaluate and finite:
+            measured = self._evaluate(step)
+            numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
+            numbers["eval/behind_best"] = self._standing.behind
+            protocol = {"eval/protocol": measured.protocol}
+        images_seen = step * self._config.images_per_step
+        troubles = self._guard.judge(step, numbers, images_seen=images_seen, finite=finite)
+        self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
+        return troubles
 
     def _evaluate(self, step: int) -> Measured:
         """Measures rank zero's averaged generator, which is what is saved."""
@@ -185,28 +232,20 @@ class Housekeeping:
         if self._ranks.world > 1:  # without synchronised batch norm each rank has statistics of its own
             generator.load_state_dict(self._ranks.on_rank_zero(lambda: _on_cpu(self._average.state_dict())))
         measured = self._evaluation.measure(generator)
-        self._floor = self._floor or self._evaluation.floor()
-        self._standing.add(step, measured)
-        self._measured = {at: found for at, found in self._measured.items() if at == self._standing.best_step} | {
-            step: measured.report(str(self._folder.path), step, self._floor)
-        }
+        self._standing.add(measured.report(str(self._folder.path), step, self._evaluation.floor))
         self._tracker.not_training(time.monotonic() - started)
         return measured
 
-    def _log(self, step: int, measured: Measured | None) -> list[Trouble]:
-        """Records a line of metrics, and has the guard judge it."""
-        rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-        numbers = {**self._meter.means(self._ranks), **rates}
-        seen, finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._on_watch.finite()))
-        numbers |= seen
-        if measured is not None:
-            numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
-            numbers["eval/behind_best"] = self._standing.behind
-        images_seen = step * self._config.images_per_step
-        troubles = self._guard.judge(step, numbers, images_seen=images_seen, finite=finite)
-        protocol = {"eval/protocol": measured.protocol} if measured is not None else {}
-        self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
-        return troubles
+    def _finite(self) -> bool:
+        """Whether all that a checkpoint would hold is; waits for the device. A bad gradient shows in Adam's moments."""
+        tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
+        for adam, _ in self._optimizers.values():
+            tensors += [tensor for slots in adam.state.values() for tensor in slots.values()]
+        devices = {tensor.device for tensor in tensors}
+        return all(
+            torch.stack([tensor.isfinite().all() for tensor in tensors if tensor.device == device]).all()
+            for device in devices
+        )
 
     @property
     def _on_watch(self) -> Watch:
@@ -223,48 +262,58 @@ class Housekeeping:
         said = "; ".join(trouble.what for trouble in troubles)
         self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
         what = self._config.guard.on_trouble
-        back = what == "rollback" and self._ranks.on_rank_zero(self._can_go_back)
-        not_finite = any(trouble.not_finite for trouble in troubles)
-        if not_finite and not back:
-            hint = "" if what == "rollback" else "; --guard.on_trouble=rollback goes back to one by itself"
-            end = f"at step {self._step} {troubles[0].what}. The checkpoints before are good{hint}."
-            raise self._ranks.told_once(NotFiniteError(end))
-        if what != "warn" and not back:
+        why_not = self._ranks.on_rank_zero(self._why_not_back) if what == "rollback" else ""
+        if what == "rollback" and not why_not:
+            return True
+        if any(trouble.not_finite for trouble in troubles):
+            advice = why_not or "The checkpoints before are good: --guard.on_trouble=rollback goes on from the last."
+            raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {troubles[0].what}. {advice}"))
+        if what != "warn":
             self._trouble = troubles[0]
-        return back
+        return False
 
-    def _can_go_back(self) -> bool:
-        """On rank zero."""
+    def _why_not_back(self) -> str:
+        """On rank zero: why a rollback is out of the question, or nothing."""
         self._finish_writing()
-        there = checkpoint.steps(self._folder.checkpoints)
-        return bool(there) and len(rollbacks(self._folder.rollbacks)) < self._config.guard.rollbacks
+        if not checkpoint.steps(self._folder.checkpoints):
+            return "There is no checkpoint to go back to: save more often, or lower the learning rate."
+        if len(happened := rollbacks(self._folder.rollbacks)) >= self._config.guard.rollbacks:
+            return f"It was rolled back {len(happened)} times, as often as guard.rollbacks allows."
+        return ""
 
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
         at = self._step
-        self._wandb_id = self._ranks.on_rank_zero(lambda: self._abandon(trouble))
+        self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._abandon(trouble)))
         step = self.resume()
-        self._ranks.on_rank_zero(lambda: self._tracker.restart(step, self._wandb_id))
+        self._asked = False
+        self._wandb_id = self._ranks.on_rank_zero(lambda: self._writing_down(self._restart_tracking))
         self._ranks.say(f"rolled back from step {at} to step {step}, attempt {self._seed.attempt}")
         if self._stopped:
             self._mark_preempted(step)
         return step
 
-    def _abandon(self, trouble: Trouble) -> str | None:
+    def _restart_tracking(self) -> str | None:
+        self._tracker.close()
+        return self._start_tracking()
+
+    def _writing_down(self, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except OSError as error:
+            raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
+
+    def _abandon(self, trouble: Trouble) -> None:
         """On rank zero: puts aside what came after the last good checkpoint, and writes down why.
 
         A kill between the two leaves a run that walks into the same hole again and comes here again.
         """
         root = self._folder.checkpoints
-        good = checkpoint.newest(root, set_aside=True, until=trouble.since)
-        if good is None:  # the trouble is older than what is kept
-            good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0])
+        step = self._newest_regular(trouble.since)
+        good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0] if step is None else step)
         assert good is not None
         step, attempt = checkpoint.step_of(good), self._seed.attempt + 1
         checkpoint.abandon(root, after=step)
-        best = self._folder.generator_best
-        if best.exists() and json.loads((best / "config.json").read_text())["step"] > step:
-            checkpoint.move_aside(best, "abandoned")
         for picture in self._folder.samples.glob("step_????????.png"):
             if int(picture.stem.removeprefix("step_")) > step:
                 picture.rename(picture.with_suffix(f".attempt{attempt - 1}.png"))
@@ -274,15 +323,12 @@ class Housekeeping:
             self._folder.rollbacks,
             {"attempt": attempt, "trouble": trouble.what, "at": self._step, "back_to": step, "lr": lowered},
         )
-        return self._wandb_id
 
-    def _take_up_rollbacks(self) -> None:
-        """Draws and learning rates follow from the rollbacks that were written down, also after a resume."""
-        happened = self._ranks.on_rank_zero(lambda: rollbacks(self._folder.rollbacks))
-        self._seed.attempt = len(happened)
-        for name, (adam, _) in self._optimizers.items() if happened else ():
-            for group in adam.param_groups:
-                group["lr"] = happened[-1]["lr"][name]
+    def _newest_regular(self, until: int) -> int | None:
+        """The newest checkpoint up to a step that a run has whether it was stopped in between or not."""
+        every, steps = self._config.checkpoint.every, checkpoint.steps(self._folder.checkpoints)
+        regular = [step for step in steps if step <= until and step % every == 0]
+        return max(regular, default=max((step for step in steps if step <= until), default=None))
 
     def _save_is_due(self, log: bool) -> bool:
         """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
@@ -307,7 +353,7 @@ class Housekeeping:
         self._ranks.on_rank_zero(lambda: self._begin_to_save(step, state))
         if self.done(step):
             self._ranks.on_rank_zero(self._writing.finish)  # what cannot be saved now is lost, and that is an error
-            if self._stopped and step < self._config.last_step:
+            if self._stopped and self._trouble is None and step < self._config.last_step:
                 self._mark_preempted(step)
 
     def _mark_preempted(self, step: int) -> None:
@@ -318,11 +364,9 @@ class Housekeeping:
         """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
         self._settle()
         files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
-        config, shape, keep, weights = self._config, self._shape, self._config.checkpoint, files["average"]
-        best, measured = self._standing.best_step, dict(self._measured)
-        needed = {best} if best is not None else set()
-        if (since := self._guard.suspected_since) is not None:  # what a rollback would go back to
-            needed |= {max((s for s in checkpoint.steps(self._folder.checkpoints) if s <= since), default=step)}
+        keep, best, last = self._config.checkpoint, self._standing.best, self._standing.last
+        measured = last if last is not None and last["step"] == step else None
+        needed = {self._standing.best_step, *map(self._newest_regular, self._guard.starts)}
 
         def write() -> None:
             try:
@@ -331,10 +375,8 @@ class Housekeeping:
                 checkpoint.prune(
                     self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, keep=needed
                 )
-                for folder in [self._folder.generator, *([self._folder.generator_best] if best == step else [])]:
-                    checkpoint.save_generator(
-                        folder, weights, config.model, shape, step=step, measured=measured.get(step)
-                    )
+                self._export(self._folder.generator, files["average"], step, measured)
+                self._export_best(best)
             except OSError as error:
                 raise NotSavedError(
                     f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
@@ -342,6 +384,32 @@ class Housekeeping:
 
         self._writing.start(write)
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
+
+    def _export(self, folder: Path, weights: Mapping[str, torch.Tensor], step: int, measured: Any) -> None:
+        checkpoint.save_generator(folder, weights, self._config.model, self._shape, step=step, measured=measured)
+
+    def _export_best(self, best: dict[str, Any] | None) -> bool:
+        """On rank zero: has `generator-best` be that one, also after a kill or a rollback; whether it could."""
+        folder = self._folder.generator_best
+        there = trained.report_in(folder)
+        if best is None or (
+            there is not None and (there["step"], there["protocol"]) == (best["step"], best["protocol"])
+        ):
+            return True
+        file = self._folder.checkpoints / f"step_{best['step']:08d}" / "average.safetensors"
+        if not file.exists():
+            return False
+        if there is not None and there["protocol"] != best["protocol"]:  # nobody can tell which is better
+            checkpoint.move_aside(folder, "abandoned")
+        self._export(folder, checkpoint.read_tensors(file), best["step"], best)
+        return True
+
+    def _take_up_best(self) -> bool:
+        """On rank zero: puts aside a best generator that a rollback gave up, and brings back the one before."""
+        there = trained.report_in(self._folder.generator_best)
+        if there is not None and there["step"] > self._step:
+            checkpoint.move_aside(self._folder.generator_best, "abandoned")
+        return self._export_best(self._standing.best)
 
     def _finish_writing(self) -> None:
         """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""
@@ -386,7 +454,7 @@ def _where_things_lie(folder: RunFolder, step: int, config: Config, best: str | 
     """The end of a run, for the user: each place, and the command to look at it."""
     done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
     lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
-    pictures = sorted(folder.samples.glob("step_*.png"))
+    pictures = sorted(folder.samples.glob("step_????????.png"))
     if pictures:
         lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]
     lines += [

@@ -1,7 +1,7 @@
 """The folder of a run: who may write it, what recipe it belongs to, where things lie in it.
 
 config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/  and, where they come about, generator-best/,
-rollbacks.jsonl and metrics.abandoned.jsonl; from a stop signal to the resume, preempted
+extractor.safetensors, rollbacks.jsonl and metrics.abandoned.jsonl; from a stop signal to the resume, preempted
 """
 
 import fcntl
@@ -27,6 +27,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.generator = self.path / "generator"
+        self.extractor = self.path / "extractor.safetensors"
         self.generator_best = self.path / "generator-best"
         self.rollbacks = self.path / "rollbacks.jsonl"
         self.lock = self.path / ".lock"
@@ -85,6 +86,14 @@ class RunFolder:
         checkpoint.remove_leftovers(self.checkpoints)
         return Claim(self, stream)
 
+    def keep_extractor(self, file: Path) -> None:
+        """Keeps the classifier that the run measures itself by: trained elsewhere it could come out otherwise."""
+        content = file.read_bytes()
+        if not self.extractor.exists() or self.extractor.read_bytes() != content:
+            partial = self.extractor.with_suffix(".tmp")
+            partial.write_bytes(content)
+            partial.replace(self.extractor)
+
 
 class Claim:
     """The right to write a run's folder; keep it as long as something is written."""
@@ -124,12 +133,16 @@ def rollbacks(file: Path) -> list[dict[str, Any]]:
 
 
 def add_rollback(file: Path, rollback: dict[str, Any]) -> None:
-    """Writes down a rollback, which then has happened, also for whoever resumes."""
-    _replace(file, "".join(json.dumps(one) + "\n" for one in [*rollbacks(file), rollback]))
+    """Writes down a rollback, which then has happened, also for whoever resumes after a loss of power."""
+    _replace(file, "".join(json.dumps(one) + "\n" for one in [*rollbacks(file), rollback]), durable=True)
 
 
-def _replace(file: Path, text: str) -> None:
+def _replace(file: Path, text: str, *, durable: bool = False) -> None:
     """Writes a file in one piece: readers find the old or the new one, whole."""
     partial = file.with_name(file.name + ".tmp")
-    partial.write_text(text)
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
     partial.replace(file)

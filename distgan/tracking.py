@@ -59,7 +59,7 @@ class Meter:
 
     def state(self, ranks: Ranks) -> dict[str, Any]:
         """Collective, and waits for the device: what a checkpoint between two log points must keep."""
-        return {"sums": ranks.gather(self._sums.tolist()), "counts": self._counts}
+        return {"sums": ranks.gather(self._sums.tolist()), "counts": list(self._counts)}
 
     def load_state(self, state: dict[str, Any], ranks: Ranks) -> None:
         """Takes up a saved state; on another number of ranks the sums continue as equal parts of their total."""
@@ -81,28 +81,30 @@ class Tracker:
         self._unwritten = b""
         self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
         self._progress: Progress | None = None
+        self._lost = 0
         self._timed_from = (time.monotonic(), 0)  # a time and a step that the throughput counts from
 
-    def start(self, step: int, wandb_id: str | None) -> str | None:
-        """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps."""
+    def start(self, step: int, wandb_id: str | None, *, lost: int = 0, abandoned: bool = False) -> str | None:
+        """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps.
+
+        Args:
+            step: whose metrics are the last that stay.
+            wandb_id: of a run that goes on.
+            lost: steps that rollbacks took back. wandb's own step counts them, since it never goes back.
+            abandoned: whether the metrics after that step were given up by a rollback, and are to be kept elsewhere.
+        """
+        self._lost = lost
         if self._config.track.to == "wandb":
             # A sweep's agent, or whoever else has named the run, waits for it under that name.
             wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             self._start_wandb(wandb_id)
-        cut_metrics(self._folder.metrics, step)
+        cut_metrics(self._folder.metrics, step, abandoned=abandoned)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
         if sys.stdout.isatty():
             self._progress = _progress(self._config.last_step, step)
         self._timed_from = (time.monotonic(), step)
         return wandb_id
-
-    def restart(self, step: int, wandb_id: str | None) -> None:
-        """Goes on from an earlier step, as after a resume; what was recorded since is put aside."""
-        self.close()
-        self._accelerator.trackers.clear()
-        cut_metrics(self._folder.metrics, step, abandoned=True)
-        self.start(step, wandb_id)
 
     def alert(self, step: int, what: str) -> None:
         """Warns of something that the user will want to look at, in wandb too."""
@@ -136,7 +138,7 @@ class Tracker:
             self._write(json.dumps(record).encode() + b"\n")
         finally:
             self._show(step, metrics, images_per_s)
-            self._wandb(lambda: self._accelerator.log(record, step=step))
+            self._wandb(lambda: self._accelerator.log(record, step=step + self._lost))
 
     def advance(self, step: int) -> None:
         """Moves the live bar."""
@@ -153,7 +155,8 @@ class Tracker:
             file.unlink(missing_ok=True)
             raise
         if self._config.track.to == "wandb":
-            self._wandb(lambda: self._accelerator.get_tracker("wandb").log_images({"samples": [picture]}, step=step))
+            wandb = self._accelerator.get_tracker("wandb")
+            self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
 
     def sync(self) -> None:
         """Has the metrics so far on disk before a checkpoint says that they are. Raises OSError."""
@@ -167,8 +170,10 @@ class Tracker:
             self._progress.stop()
         if self._metrics is not None:
             self._metrics.close()
+            self._unwritten = b""
             for tracker in self._accelerator.trackers:
                 self._wandb(tracker.finish)
+            self._accelerator.trackers.clear()
 
     def _wandb(self, action: Callable[[], object]) -> None:
         """Tells wandb something. Whatever its service meets, training does not end for it: metrics.jsonl has it all."""

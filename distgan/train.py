@@ -14,7 +14,7 @@ from distgan.config import Config, DataConfig
 from distgan.distributed import Ranks
 from distgan.ema import Average
 from distgan.evaluation import Evaluation
-from distgan.guard import Watch
+from distgan.guard import WATCHED, Watch
 from distgan.housekeeping import Housekeeping
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Penalty
@@ -22,7 +22,6 @@ from distgan.run_folder import Claim, RunFolder
 from distgan.seeding import RunSeed
 from distgan.tracking import Meter
 
-_WATCHED = 512  # real images that the guard compares samples with
 _METRICS = ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after")
 
 
@@ -63,7 +62,8 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
     loss, folder, images, shape, raw_G, raw_D, average, evaluation, unseen = prepared
     networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     accelerator = ranks.accelerator
-    ranks.refuse_differences({**configuration.common(config), "images": images.fingerprint, **distributed.versions()})
+    compared = {"images": images.fingerprint, "reference": evaluation.fingerprint if evaluation is not None else None}
+    ranks.refuse_differences({**configuration.common(config), **compared, **distributed.versions()})
     for network in networks.values():
         network.to(accelerator.device)
     if ranks.world > 1 and config.model.sync_batchnorm:
@@ -188,7 +188,7 @@ class _Prepared(NamedTuple):
     discriminator: nn.Module
     average: Average
     evaluation: Evaluation | None
-    unseen: data.Images | None
+    unseen: torch.Tensor | None
     """Real images that nobody trains on, for rank zero's guard."""
 
 
@@ -216,27 +216,30 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
         networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}
         checkpoint.load(_newest_of(config.train.init_from), networks=networks, optimizers={})
     rank, _ = distributed.launched_ranks()
-    evaluation = Evaluation(config.eval, config.data, shape, rank=rank) if config.eval.every is not None else None
+    evaluation = None
+    if config.eval.every is not None:
+        evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=folder.extractor)
     unseen = _unseen(config.data) if rank == 0 else None
     return _Prepared(loss, folder, images, shape, generator, discriminator, average, evaluation, unseen)
 
 
-def _unseen(images: DataConfig) -> data.Images | None:
-    """The source's test split, where it has one."""
+def _unseen(images: DataConfig) -> torch.Tensor | None:
+    """Some real images that nobody trains on, uint8, where the source has them."""
     try:
-        return data.test_split(images)
+        other = data.test_split(images)
     except ValueError:
+        return None
+    try:
+        return data.preview(data.find(other), other, WATCHED)
+    except ValueError as error:
+        print(f"distgan: the guard does without images that nobody trains on: {error}", file=sys.stderr, flush=True)
         return None
 
 
-def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: data.Images | None, config: Config) -> Watch:
+def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: torch.Tensor | None, config: Config) -> Watch:
     """What the guard looks by: images from all over the data, not from its first class."""
-
-    def some(of: data.Images) -> torch.Tensor:
-        return of.pixels[torch.from_numpy(seeding.generator(0, "guard").permutation(len(of.pixels))[:_WATCHED])]
-
-    seed = config.run.seed
-    return Watch(G, D, real=some(images), unseen=some(unseen) if unseen is not None else None, seed=seed)
+    some = torch.from_numpy(seeding.generator(0, "guard").permutation(len(images.pixels))[:WATCHED])
+    return Watch(G, D, real=images.pixels[some], unseen=unseen, seed=config.run.seed)
 
 
 def _newest_of(path: str) -> Path:

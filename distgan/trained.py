@@ -23,6 +23,8 @@ class Trained:
     """At which it was saved."""
     recipe: Config | None
     """Of its run; None where it lies neither in a run's folder nor was exported with its recipe."""
+    extractor: Path | None
+    """Weights of the classifier that its run measured itself by, if it did."""
     evaluation: dict[str, Any] | None
     """What was measured of it, as `Measured.report` has it, if anything was."""
 
@@ -36,20 +38,31 @@ def find(path: str, *, raw: bool = False) -> Trained:
     generator = checkpoint.load_generator(path)
     folder = checkpoint.exported_folder(path)
     described = json.loads((folder / "config.json").read_text())
-    candidates = [folder / "recipe.yaml", folder.absolute().parent / "config.yaml"]
-    recipe = next((configuration.load(file) for file in candidates if file.exists()), None)
-    step, shape = described["step"], Shape(**described["images"])
+    exported, run = folder / "recipe.yaml", RunFolder(folder.absolute().parent)
+    recipe = next((configuration.load(file) for file in (exported, run.config) if file.exists()), None)
+    extractor = folder / run.extractor.name if exported.exists() else run.extractor
+    step, shape, report = described["step"], Shape(**described["images"]), report_in(folder)
     if not raw:
-        return Trained(generator, shape, step, recipe, _evaluation(folder, step))
+        return Trained(generator, shape, step, recipe, extractor, report if report and report["step"] == step else None)
     newest = checkpoint.newest(RunFolder(path).checkpoints, set_aside=False)
     if newest is None:
         raise ValueError(f"the raw weights are asked for, but {path} is not the folder of a run with checkpoints.")
     checkpoint.load(newest, networks={"generator": generator}, optimizers={})
-    return Trained(generator, shape, checkpoint.step_of(newest), recipe, None)
+    return Trained(generator, shape, checkpoint.step_of(newest), recipe, extractor, None)
 
 
-def _evaluation(folder: Path, step: int) -> dict[str, Any] | None:
-    """What lies beside the weights, if it is about them."""
+def report_in(folder: Path) -> dict[str, Any] | None:
+    """What was measured of the generator in a folder, as `Measured.report` has it.
+
+    Raises:
+        ValueError: it is something else.
+    """
     file = folder / "evaluation.json"
-    report = json.loads(file.read_text()) if file.exists() else None
-    return report if report is not None and report["step"] == step else None
+    try:
+        report = json.loads(file.read_text())
+        assert report.keys() >= {"step", "metrics", "floor", "protocol"}
+        return report
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"{file} is not what `distgan evaluate --json` writes.") from error

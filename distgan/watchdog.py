@@ -38,6 +38,8 @@ class _Sign:
     """Counts up as long as the process lives and is not stopped."""
     step: int
     """Steps that it has finished."""
+    progress: int
+    """Counts up with each step, and with what it gets done within one."""
     place: str
     """The line of distgan that it is in."""
     alone: bool
@@ -55,6 +57,7 @@ class Watchdog:
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
         self.step = 0  # that this rank has finished
         self._moved, self._alone, self._leaving = time.monotonic(), False, False
+        self._progress = 0
         self._main = threading.main_thread().ident
         self._failure: BaseException | None = None  # of another rank
         self._beat, self._heard = 0, time.monotonic()
@@ -73,8 +76,9 @@ class Watchdog:
         self.progressed()
 
     def progressed(self) -> None:
-        """This rank has come further: a step, or what rank zero did alone, is over."""
+        """This rank has come further: a step, or a part of what is done at one, is over."""
         self._moved = time.monotonic()
+        self._progress += 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -155,14 +159,17 @@ class Watchdog:
 
     def _tell(self) -> None:
         self._beat += 1
-        sign = _Sign(self._beat, self.step, _place(self._main), self._alone)
+        sign = _Sign(self._beat, self.step, self._progress, _place(self._main), self._alone)
         self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
 
     def _judge(self) -> None:
         """Ends the job where a rank is lost. This one has come no further for a long time."""
         # Long enough for a process that lives: one whose main thread keeps Python's lock for seconds tells nothing.
+        before = self._signs()
         silent = self._silent(0.25 * self._timeout)
         signs = self._signs()
+        if not silent and any(sign.progress != before[rank].progress for rank, sign in signs.items() if rank in before):
+            return  # one that is slower than the others gets on
         if silent:
             self._end(f"{_these(silent)} does not answer any more since step {self.step + 1}.")
         elif self._waits_long() and not any(sign.alone for sign in signs.values()):

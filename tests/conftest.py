@@ -53,7 +53,11 @@ def steps(run: Path) -> list[int]:
 def tensors(run: Path, step: int) -> dict[str, str]:
     """Hashes of all tensors on disk: of the checkpoint at a step and of the exported generator; and of the samples."""
     folder = run / "checkpoints" / f"step_{step:08d}"
-    files = [*folder.glob("*.safetensors"), run / "generator" / "model.safetensors", *run.glob("samples/*.png")]
+    files = [
+        *folder.glob("*.safetensors"),
+        run / "generator" / "model.safetensors",
+        *run.glob("samples/step_????????.png"),
+    ]
     return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

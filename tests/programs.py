@@ -359,7 +359,7 @@ def forget_the_meter() -> None:
 
 
 def nan_at(step: int, rank: int) -> None:
-    """One rank's gradient of G is not a number in one step, of the first attempt alone."""
+    """One rank's gradient of G is not a number in one step, unless the learning rate was lowered."""
 
     class Poisoned(train.Housekeeping):
         def resume(self) -> int:

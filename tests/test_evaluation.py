@@ -21,8 +21,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 import distgan
 from distgan import checkpoint, cli, data, evaluation, models
-from distgan.config import DataConfig, ModelConfig
+from distgan import metrics as metrics_package
+from distgan.config import DataConfig, EvalConfig, ModelConfig
 from distgan.metrics import Inception, classifier
+from distgan.standing import Standing
 
 EVALUATED = [*TINY, "--eval.every=4", "--eval.extractor=classifier", "--eval.num=300", "--guard.after=0"]
 
@@ -61,7 +63,7 @@ def test_fid_kid_and_inception_score_are_torch_fidelitys_own(inception_weights, 
     num = 256
     layers = functools.partial(Inception, layers=("64", "64"))
     layers.dim = 64
-    monkeypatch.setattr(evaluation.metrics, "Inception", layers)
+    monkeypatch.setattr(metrics_package, "Inception", layers)
     monkeypatch.setattr(Inception, "dim", 64)
     monkeypatch.setattr(Inception, "classes", 64)
     model, shape = ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1)
@@ -135,14 +137,15 @@ def test_any_number_of_processes_and_any_batch_size_give_the_same_numbers(small_
         *("fd_classifier", "is_classifier", "is_classifier_std", "kd_classifier"),
         *("precision", "recall", "density", "coverage", "spread", "classes", "drawn"),
     }
+    assert found[0]["metrics"]["drawn"] < 5  # it has hardly begun to learn
     assert evaluated(small_run, "--seed=1", tmp_path=tmp_path)["metrics"] != found[0]["metrics"]
 
 
 def test_what_real_images_look_like_is_computed_once(small_run, monkeypatch, capfd):
     seen = []
-    forward = evaluation.metrics.Classifier.forward
+    forward = metrics_package.Classifier.forward
     monkeypatch.setattr(
-        evaluation.metrics.Classifier, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
+        metrics_package.Classifier, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
     )
     argv = ["evaluate", str(small_run), *QUICK, "--num=200"]
     assert cli.main(argv) == 0
@@ -224,7 +227,7 @@ def test_training_logs_what_evaluate_gives_for_its_generators(trained, tmp_path)
     assert raw["protocol"]["weights"] == "raw"
 
     best = min(lines, key=lambda step: lines[step]["eval/fd_classifier"])
-    assert set(steps(run)) == {best, 11}
+    assert set(steps(run)) == {best, 6, 11}  # the best, the newest, and what a rollback would go back to
     kept = distgan.load_generator(run / "generator-best")
     average = checkpoint.read_tensors(run / "checkpoints" / f"step_{best:08d}" / "average.safetensors")
     assert all(torch.equal(tensor, average[name]) for name, tensor in kept.state_dict().items())
@@ -234,6 +237,34 @@ def test_training_logs_what_evaluate_gives_for_its_generators(trained, tmp_path)
     said = re.search(r"best +fd_classifier ([\d.]+) at step (\d+)(.*)", log.read_text())
     assert (float(said[1]), int(said[2])) == (pytest.approx(lines[best]["eval/fd_classifier"], rel=1e-4), best)
     assert "the last evaluation" in said[3] if best == 11 else f"{behind:.2f} times as bad" in said[3]
+
+
+def test_evaluating_changes_no_update(trained, tmp_path):
+    run, _, argv = trained
+    without = [word for word in argv if not word.startswith("--eval")]
+    assert launch([*without, f"--run.dir={tmp_path / 'run'}"], world=2) == [0, 0]
+    assert tensors(tmp_path / "run", 11) == tensors(run, 11)
+
+
+def test_a_best_generator_that_a_kill_kept_from_being_written_is_written_when_the_run_goes_on(trained, tmp_path):
+    run, _, argv = trained
+    killed = tmp_path / "run"
+    shutil.copytree(run, killed)
+    shutil.rmtree(killed / "generator-best")
+    assert launch([*argv, f"--run.dir={killed}", "--run.extend=1"], world=2) == [0, 0]
+    best, again = ((folder / "generator-best" / "model.safetensors").read_bytes() for folder in (run, killed))
+    assert best == again or json.loads((killed / "generator-best" / "config.json").read_text())["step"] == 12
+
+
+def test_a_run_keeps_the_classifier_that_it_measures_itself_by(trained, tmp_path):
+    """Where it is trained anew, on another machine, it may come out otherwise: nothing of it is asked again."""
+    run, *_ = trained
+    empty = [functools.partial(another_cache, tmp_path / "cache")]
+    report = evaluated(run, "--metrics=fd_classifier,prdc", tmp_path=tmp_path, setups=empty)
+    assert report["metrics"] == pytest.approx(
+        json.loads((run / "generator" / "evaluation.json").read_text())["metrics"], rel=1e-6
+    )
+    assert not (tmp_path / "cache" / "distgan" / "extractors").exists()
 
 
 def test_a_run_that_is_stopped_goes_on_with_its_best(trained, tmp_path):
@@ -348,20 +379,23 @@ def test_classes_cannot_be_asked_of_a_generator_without_labels(small_run, tmp_pa
 
 def test_numbers_of_other_protocols_are_not_compared_in_a_resumed_run():
     """A run whose eval.num was changed begins a new best."""
-    first = evaluation.Measured({"fid": 3.0}, {"num": 100})
-    second = evaluation.Measured({"fid": 4.0}, {"num": 200})
-    standing = evaluation.Standing(distgan.config.EvalConfig())
-    assert standing.add(10, first)
-    assert not standing.add(20, evaluation.Measured({"fid": 3.5}, {"num": 100}))
+
+    def report(step, fid, num):
+        return evaluation.Measured({"fid": fid}, {"num": num}).report("run", step, None)
+
+    standing = Standing(EvalConfig())
+    standing.add(report(10, 3.0, 100))
+    standing.add(report(20, 3.5, 100))
+    assert standing.best_step == 10
     assert standing.behind == pytest.approx(3.5 / 3)
-    again = evaluation.Standing(distgan.config.EvalConfig())
+    again = Standing(EvalConfig())
     again.load_state(json.loads(json.dumps(standing.state())))
     assert again.best_step == 10
-    assert again.add(30, second)
+    again.add(report(30, 4.0, 200))
     assert again.best_step == 30
 
 
-def test_a_generators_network_is_not_needed_twice():
-    """Evaluation draws from a stream of its own: not the images that `sample` shows."""
+def test_evaluation_draws_from_a_stream_of_its_own():
+    """Not the images that `sample` shows."""
     generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.Shape(image_size=32, channels=1), seed=0)
     assert not torch.equal(generator.draw(0, seed=0, stream="evaluation"), generator.draw(0, seed=0))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY, metrics, steps, tensors
 from programs import launch, nan_at, only_one_learns
-from test_program import BIN, wandb_records
+from test_program import BIN, wandb_history, wandb_records
 from torch import nn
 
 from distgan import models
@@ -18,7 +18,7 @@ from distgan.guard import Guard, Watch
 
 HEALTHY = {"loss/discriminator": 0.7, "score/real": 0.8, "score/fake_before": 0.2, "guard/spread": 0.9}
 SATURATED = HEALTHY | {"loss/discriminator": 0.001, "score/real": 0.999, "score/fake_before": 0.001}
-BACK = [*TINY, "--guard.on_trouble=rollback", "--checkpoint.every=3", "--train.steps=14"]
+BACK = [*TINY, "--guard.on_trouble=rollback", "--checkpoint.every=4", "--train.steps=14"]
 
 # Healthy from step 120 on; a fault begins at step 240.
 WATCHED = [
@@ -42,7 +42,7 @@ def test_a_sign_is_a_trouble_once_it_stays_and_is_told_once():
     assert "discriminator tells all fakes" in trouble.what
     assert trouble.since == 40  # the last log point without it
     assert trouble.winners == ("discriminator",)
-    assert guard.suspected_since == 40
+    assert guard.starts == {0, 40, 90}  # what was saved up to there must stay
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,16 @@ def test_numbers_that_are_not_finite_are_a_trouble_at_once():
         judged(guard, HEALTHY)
         (trouble,) = guard.judge(20, numbers, images_seen=1, finite=finite)
         assert trouble.not_finite
-        assert trouble.since == 10
+        assert trouble.since == 20  # no checkpoint has such a weight
+
+
+def test_what_was_told_is_told_again_if_something_else_is_to_be_done_about_it():
+    warned = Guard(GuardConfig(after=0, patience=2))
+    judged(warned, SATURATED, SATURATED)
+    for on_trouble, told in (("warn", 0), ("rollback", 1)):
+        resumed = Guard(GuardConfig(after=0, patience=2, on_trouble=on_trouble))
+        resumed.load_state(json.loads(json.dumps(warned.state())))
+        assert [len(troubles) for troubles in judged(resumed, SATURATED, start=20)] == [told]
 
 
 def test_a_guard_that_is_taken_up_again_judges_as_if_it_had_never_stopped():
@@ -96,9 +105,7 @@ def test_what_is_watched_has_a_closed_form():
     pixels = real.double() / 127.5 - 1
     apart = [torch.pdist(images.flatten(1)).square().mean().sqrt() for images in (samples, pixels)]
     assert found["guard/spread"] == pytest.approx(float(apart[0] / apart[1]), rel=1e-6)
-    train, other, fake = (
-        100 * float(images.mean()) for images in (pixels[:64], unseen[:64].double() / 127.5 - 1, samples)
-    )
+    train, other, fake = (100 * float(images.mean()) for images in (pixels, unseen.double() / 127.5 - 1, samples))
     assert found["guard/memory"] == pytest.approx((train - other) / (train - fake), rel=1e-5)
     assert 0 < found["guard/memory"] < 1
 
@@ -109,16 +116,22 @@ def test_what_is_watched_has_a_closed_form():
 def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(tmp_path):
     run, again, log = tmp_path / "run", tmp_path / "again", tmp_path / "log"
     poison = [functools.partial(nan_at, 8, 1)]
-    assert launch([*BACK, f"--run.dir={run}"], world=2, setups=poison, log=log) == [0, 0]
+    assert launch([*BACK, f"--run.dir={run}", "--track.to=wandb"], world=2, setups=poison, log=log) == [0, 0]
     said = log.read_text()
-    assert said.count("distgan: warning: at step 9 a weight or a loss is no longer finite") == 1
-    assert "rolled back from step 9 to step 6, attempt 1" in said
+    assert said.count("distgan: warning: at step 8 a weight or a loss is no longer finite") == 1
+    assert "rolled back from step 8 to step 4, attempt 1" in said
     (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
-    assert (rollback["attempt"], rollback["at"], rollback["back_to"]) == (1, 9, 6)
+    assert (rollback["attempt"], rollback["at"], rollback["back_to"]) == (1, 8, 4)
     assert rollback["lr"] == {"generator": 1e-4, "discriminator": 1e-4}
     assert [record["step"] for record in metrics(run)] == [3, 6, 9, 12, 14]
-    assert [record["lr/generator"] for record in metrics(run)] == [2e-4, 2e-4, 1e-4, 1e-4, 1e-4]
-    # Stopped in between, after the rollback, and before.
+    assert [record["lr/generator"] for record in metrics(run)] == [2e-4, 1e-4, 1e-4, 1e-4, 1e-4]
+    assert [json.loads(line)["step"] for line in (run / "metrics.abandoned.jsonl").read_text().splitlines()] == [6]
+    recorded = sorted((run / "wandb").glob("offline-run-*"))
+    assert len({folder.name.rsplit("-", 1)[1] for folder in recorded}) == 1  # one wandb run, which goes back, too
+    history = [record["history"]["item"] for folder in recorded for record in wandb_history(folder)]
+    recorded_steps = [(record["_step"], record["step"]) for record in history if "images_seen" in record]
+    assert recorded_steps == [(3, 3), (6, 6), (10, 6), (13, 9), (16, 12), (18, 14)]  # the former never goes back
+    # Stopped before the rollback, where no checkpoint would be otherwise, and after it.
     overrides = [*BACK, f"--run.dir={again}"]
     for stop in (["--run.stop_at=5"], ["--run.stop_at=10"], []):
         assert launch([*overrides, *stop], world=2, setups=poison) == [0, 0]

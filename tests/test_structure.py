@@ -10,17 +10,8 @@ PACKAGE = REPOSITORY / "distgan"
 LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
 LEAVES += ["progress", "results", "guard"]
 VERBS = ["train", "where", "doctor", "sample", "export", "evaluate", "compare"]  # and data/__main__.py
-PLUMBING = [
-    "distributed",
-    "checkpoint",
-    "run_folder",
-    "tracking",
-    "meeting",
-    "watchdog",
-    "evaluation",
-    "housekeeping",
-    "trained",
-]
+PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "cache", "trained"]
+PLUMBING += ["extractor_weights", "evaluation", "standing", "housekeeping"]
 
 
 def imports(file: Path) -> set[str]:

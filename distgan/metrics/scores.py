@@ -94,11 +94,11 @@ class ClassSums:
         return float(kl.exp().mean()), float(kl.exp().std(correction=0))
 
 
-def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float]:
+def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float | None]:
     """Kernel Inception distance: unbiased squared MMD with the kernel (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
 
-    The mean over disjoint blocks of as many images, in their order, and its standard error: an unbiased estimate that
-    depends on no random subsets. What does not fill a block is left out, unless there is only one.
+    The mean over disjoint blocks of as many images, in their order, and its standard error (None of a single block): an
+    unbiased estimate that depends on no random subsets. What does not fill a block is left out.
 
     Args:
         real, fake: features, (N, dim) and (M, dim).
@@ -107,8 +107,8 @@ def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float]
     block = min(block, len(real), len(fake))
     pairs = zip(_blocks(real.double(), block), _blocks(fake.double(), block), strict=False)
     estimates = torch.stack([_mmd(x, y) for x, y in pairs if len(x) == len(y) == block])
-    error = estimates.std() / len(estimates) ** 0.5 if len(estimates) > 1 else torch.tensor(torch.nan)
-    return float(estimates.mean()), float(error)
+    error = float(estimates.std() / len(estimates) ** 0.5) if len(estimates) > 1 else None
+    return float(estimates.mean()), error
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
@@ -122,7 +122,8 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
     """
     real, fake = real.double(), fake.double()
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)
-    in_real = torch.zeros(len(fake), dtype=torch.int64)  # in how many real images' neighbourhoods each fake one lies
+    # In how many real images' neighbourhoods each fake one lies.
+    in_real = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
     in_fake, covered = [], []
     for rows, radius in zip(_blocks(real), _blocks(real_radius), strict=True):
         distance = torch.cdist(rows, fake, compute_mode="use_mm_for_euclid_dist")

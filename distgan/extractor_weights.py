@@ -1,0 +1,99 @@
+"""Where an extractor's weights come from: a file of the user's, the run's own, the cache, a download, or a training."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from distgan import cache, checkpoint, data, metrics
+from distgan.config import DataConfig, EvalConfig
+from distgan.metrics import Extractor, classifier
+from distgan.models import Shape
+
+
+class Weights(NamedTuple):
+    """An extractor's weights."""
+
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    """Of the file that they lie in."""
+    accuracy: float | None
+    """Of a classifier that was trained here: on images that it never saw."""
+    file: Path
+
+
+def find(config: EvalConfig, images: DataConfig, shape: Shape, *, own: Path | None) -> Weights:
+    """Reads the weights, or makes or fetches them first.
+
+    Args:
+        config: names the extractor, and a file if it is the user's.
+        images: what a classifier is trained on.
+        shape: of the images that it will be shown.
+        own: file of the classifier that a run has measured itself by so far, if there is one.
+
+    Raises:
+        ValueError: there are none to be had, or they are not this extractor's.
+    """
+    accuracy = None
+    if config.extractor_weights is not None:
+        file = Path(config.extractor_weights)
+    elif config.extractor == "inception":
+        file = checkpoint.inception_weights()
+    elif own is not None and own.exists():
+        file = own
+    else:
+        file, accuracy = _trained(images)
+    tensors, sha256 = checkpoint.read_weights(file)
+    weights = Weights(tensors, sha256, accuracy, file)
+    build(config, weights, shape)  # refused now rather than on every rank
+    return weights
+
+
+def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
+    """The extractor, on the CPU.
+
+    Raises:
+        ValueError: the weights are another network's.
+    """
+    if config.extractor == "inception":
+        return metrics.Inception(weights.tensors)
+    classes = len(weights.tensors["last.bias"]) if "last.bias" in weights.tensors else 1
+    network = metrics.Classifier(image_size=shape.image_size, channels=shape.channels, classes=classes)
+    checkpoint.load_into(network, weights.tensors, f"the extractor in {weights.file}")
+    return network.requires_grad_(False)
+
+
+def refuse_without_labels(images: DataConfig) -> None:
+    """Checks that a classifier can be trained on these images.
+
+    Raises:
+        ValueError: they have no labels.
+    """
+    found = data.load(images)
+    if found.labels is None or found.classes is None:
+        raise ValueError(
+            f"{images.source} has no labels to train the classifier on: choose the extractor inception, or give the "
+            "weights of a classifier."
+        )
+
+
+def _trained(images: DataConfig) -> tuple[Path, float]:
+    """The classifier of these images, out of the cache or trained now, and its accuracy."""
+    refuse_without_labels(images)
+    found = data.load(images)
+    assert found.labels is not None and found.classes is not None
+    described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
+    folder = cache.folder(images, "extractors", described)
+    if not checkpoint.is_whole(folder):
+        print("training the classifier, once for these images", flush=True)
+        started = time.monotonic()
+        network, accuracy = classifier.train(found.pixels, found.labels, classes=len(found.classes))
+        cache.keep(folder, {"extractor": network.state_dict()}, {"accuracy": accuracy, "data": images.source})
+        print(
+            f"the classifier tells {accuracy:.1%} of images right that it never saw "
+            f"({time.monotonic() - started:.0f} s): {folder}",
+            flush=True,
+        )
+    return folder / "extractor.safetensors", checkpoint.read_state(folder)["accuracy"]
