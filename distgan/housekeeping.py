@@ -5,30 +5,28 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
-from distgan import checkpoint, models, trained
+from distgan import checkpoint, models, rollback
 from distgan.config import Config
 from distgan.distributed import Ranks
 from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleError
 from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
-from distgan.run_folder import Claim, RunFolder, add_rollback, rollbacks
+from distgan.run_folder import Claim, RunFolder
 from distgan.seeding import RunSeed
-from distgan.standing import Standing
+from distgan.standing import Standing, bring_back_best, export_best
 from distgan.tracking import Meter, Tracker, offline_wandb_runs
 
 T = TypeVar("T")
 
 _GRID = 64  # images in the sample grid
-_LOWERED = 0.5  # what a rollback makes of the winning network's learning rate
 
 
 class Housekeeping:
@@ -80,7 +78,7 @@ class Housekeeping:
             ValueError: it was trained on other images, or belongs to other networks.
         """
         found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
-        happened = self._ranks.on_rank_zero(lambda: rollbacks(self._folder.rollbacks))
+        happened = self._ranks.on_rank_zero(lambda: rollback.happened(self._folder))
         self._standing, self._guard = Standing(self._config.eval), Guard(self._config.guard)
         if found is not None:
             state = checkpoint.read_state(found)
@@ -115,13 +113,15 @@ class Housekeeping:
         else:
             self._guard = Guard(self._config.guard, start=self._step)
         self._gone_back = attempt < rolled_back
-        if not self._ranks.on_rank_zero(lambda: self._writing_down(self._take_up_best)):
+        best, model, shape = self._standing.best, self._config.model, self._shape
+        take_up = lambda: bring_back_best(self._folder, best, model, shape, at=self._step)  # noqa: E731
+        if not self._ranks.on_rank_zero(lambda: self._writing_down(take_up)):
             self._standing.best = None  # it was not kept, when another took its place
 
     def _take_up_rollbacks(self, happened: list[dict[str, Any]]) -> None:
         """Draws and learning rates follow from the rollbacks that were written down, also after a resume."""
         self._seed.attempt = len(happened)
-        self._lost = sum(rollback["at"] - rollback["back_to"] for rollback in happened)
+        self._lost = sum(one["at"] - one["back_to"] for one in happened)
         for name, (adam, _) in self._optimizers.items() if happened else ():
             for group in adam.param_groups:
                 group["lr"] = happened[-1]["lr"][name]
@@ -262,8 +262,8 @@ class Housekeeping:
         said = "; ".join(trouble.what for trouble in troubles)
         self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
         what = self._config.guard.on_trouble
-        why_not = self._ranks.on_rank_zero(self._why_not_back) if what == "rollback" else ""
-        if what == "rollback" and not why_not:
+        why_not = self._ranks.on_rank_zero(self._why_not_back) if what == "rollback" else None
+        if what == "rollback" and why_not is None:
             return True
         if any(trouble.not_finite for trouble in troubles):
             advice = why_not or "The checkpoints before are good: --guard.on_trouble=rollback goes on from the last."
@@ -272,19 +272,18 @@ class Housekeeping:
             self._trouble = troubles[0]
         return False
 
-    def _why_not_back(self) -> str:
-        """On rank zero: why a rollback is out of the question, or nothing."""
+    def _why_not_back(self) -> str | None:
+        """On rank zero."""
         self._finish_writing()
-        if not checkpoint.steps(self._folder.checkpoints):
-            return "There is no checkpoint to go back to: save more often, or lower the learning rate."
-        if len(happened := rollbacks(self._folder.rollbacks)) >= self._config.guard.rollbacks:
-            return f"It was rolled back {len(happened)} times, as often as guard.rollbacks allows."
-        return ""
+        return rollback.why_not(self._folder, at_most=self._config.guard.rollbacks)
 
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
         at = self._step
-        self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._abandon(trouble)))
+        rates = {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+        every = self._config.checkpoint.every
+        go_back = lambda: rollback.go_back(self._folder, trouble, at=at, rates=rates, every=every)  # noqa: E731
+        self._ranks.on_rank_zero(lambda: self._writing_down(go_back))
         step = self.resume()
         self._asked = False
         self._wandb_id = self._ranks.on_rank_zero(lambda: self._writing_down(self._restart_tracking))
@@ -302,33 +301,6 @@ class Housekeeping:
             return action()
         except OSError as error:
             raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
-
-    def _abandon(self, trouble: Trouble) -> None:
-        """On rank zero: puts aside what came after the last good checkpoint, and writes down why.
-
-        A kill between the two leaves a run that walks into the same hole again and comes here again.
-        """
-        root = self._folder.checkpoints
-        step = self._newest_regular(trouble.since)
-        good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0] if step is None else step)
-        assert good is not None
-        step, attempt = checkpoint.step_of(good), self._seed.attempt + 1
-        checkpoint.abandon(root, after=step)
-        for picture in self._folder.samples.glob("step_????????.png"):
-            if int(picture.stem.removeprefix("step_")) > step:
-                picture.rename(picture.with_suffix(f".attempt{attempt - 1}.png"))
-        rates = {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-        lowered = {name: rate * (_LOWERED if name in trouble.winners else 1) for name, rate in rates.items()}
-        add_rollback(
-            self._folder.rollbacks,
-            {"attempt": attempt, "trouble": trouble.what, "at": self._step, "back_to": step, "lr": lowered},
-        )
-
-    def _newest_regular(self, until: int) -> int | None:
-        """The newest checkpoint up to a step that a run has whether it was stopped in between or not."""
-        every, steps = self._config.checkpoint.every, checkpoint.steps(self._folder.checkpoints)
-        regular = [step for step in steps if step <= until and step % every == 0]
-        return max(regular, default=max((step for step in steps if step <= until), default=None))
 
     def _save_is_due(self, log: bool) -> bool:
         """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
@@ -364,9 +336,11 @@ class Housekeeping:
         """Copies what is to be saved, and has it written while training goes on; one checkpoint at a time."""
         self._settle()
         files = checkpoint.snapshot(networks=self._networks, optimizers=self._optimizers)
-        keep, best, last = self._config.checkpoint, self._standing.best, self._standing.last
+        keep, model, shape = self._config.checkpoint, self._config.model, self._shape
+        best, last = self._standing.best, self._standing.last
         measured = last if last is not None and last["step"] == step else None
-        needed = {self._standing.best_step, *map(self._newest_regular, self._guard.starts)}
+        starts = {rollback.newest_regular(self._folder, start, every=keep.every) for start in self._guard.starts}
+        needed = {self._standing.best_step, *starts}
 
         def write() -> None:
             try:
@@ -375,8 +349,10 @@ class Housekeeping:
                 checkpoint.prune(
                     self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, keep=needed
                 )
-                self._export(self._folder.generator, files["average"], step, measured)
-                self._export_best(best)
+                checkpoint.save_generator(
+                    self._folder.generator, files["average"], model, shape, step=step, measured=measured
+                )
+                export_best(self._folder, best, model, shape)
             except OSError as error:
                 raise NotSavedError(
                     f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
@@ -384,32 +360,6 @@ class Housekeeping:
 
         self._writing.start(write)
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
-
-    def _export(self, folder: Path, weights: Mapping[str, torch.Tensor], step: int, measured: Any) -> None:
-        checkpoint.save_generator(folder, weights, self._config.model, self._shape, step=step, measured=measured)
-
-    def _export_best(self, best: dict[str, Any] | None) -> bool:
-        """On rank zero: has `generator-best` be that one, also after a kill or a rollback; whether it could."""
-        folder = self._folder.generator_best
-        there = trained.report_in(folder)
-        if best is None or (
-            there is not None and (there["step"], there["protocol"]) == (best["step"], best["protocol"])
-        ):
-            return True
-        file = self._folder.checkpoints / f"step_{best['step']:08d}" / "average.safetensors"
-        if not file.exists():
-            return False
-        if there is not None and there["protocol"] != best["protocol"]:  # nobody can tell which is better
-            checkpoint.move_aside(folder, "abandoned")
-        self._export(folder, checkpoint.read_tensors(file), best["step"], best)
-        return True
-
-    def _take_up_best(self) -> bool:
-        """On rank zero: puts aside a best generator that a rollback gave up, and brings back the one before."""
-        there = trained.report_in(self._folder.generator_best)
-        if there is not None and there["step"] > self._step:
-            checkpoint.move_aside(self._folder.generator_best, "abandoned")
-        return self._export_best(self._standing.best)
 
     def _finish_writing(self) -> None:
         """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""

@@ -82,7 +82,7 @@ class RunFolder:
         stream.flush()
         # stop_at belongs to one invocation, not to the run.
         recorded = replace(config, run=replace(config.run, stop_at=None))
-        _replace(self.config, configuration.dump(recorded))
+        replace_file(self.config, configuration.dump(recorded))
         checkpoint.remove_leftovers(self.checkpoints)
         return Claim(self, stream)
 
@@ -124,20 +124,10 @@ def cut_metrics(file: Path, step: int, *, abandoned: bool = False) -> None:
     if abandoned:
         with file.with_suffix(".abandoned.jsonl").open("a") as stream:
             stream.writelines(cut)
-    _replace(file, "".join(kept))
+    replace_file(file, "".join(kept))
 
 
-def rollbacks(file: Path) -> list[dict[str, Any]]:
-    """The rollbacks of a run, in order."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def add_rollback(file: Path, rollback: dict[str, Any]) -> None:
-    """Writes down a rollback, which then has happened, also for whoever resumes after a loss of power."""
-    _replace(file, "".join(json.dumps(one) + "\n" for one in [*rollbacks(file), rollback]), durable=True)
-
-
-def _replace(file: Path, text: str, *, durable: bool = False) -> None:
+def replace_file(file: Path, text: str, *, durable: bool = False) -> None:
     """Writes a file in one piece: readers find the old or the new one, whole."""
     partial = file.with_name(file.name + ".tmp")
     with partial.open("w") as stream:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from distgan.config import EvalConfig
+from distgan import checkpoint, trained
+from distgan.config import EvalConfig, ModelConfig
+from distgan.models import Shape
+from distgan.run_folder import RunFolder
 
 _HIGHER_IS_BETTER = ("is", "is_classifier")
 _ERRORS = 4  # standard errors by which a kernel's distance, whose truth may be zero, must have grown to have grown
@@ -62,3 +65,28 @@ class Standing:
         assert self.best is not None
         new, old = (one["metrics"][self._metric] for one in (report, self.best))
         return new > old if self._metric in _HIGHER_IS_BETTER else new < old
+
+
+def export_best(folder: RunFolder, best: dict[str, Any] | None, model: ModelConfig, shape: Shape) -> bool:
+    """Has `generator-best/` be the one of that report, also after a kill; whether it could. For rank zero alone."""
+    there = trained.report_in(folder.generator_best)
+    if best is None or (there is not None and all(there[part] == best[part] for part in ("step", "protocol"))):
+        return True
+    weights = folder.checkpoints / f"step_{best['step']:08d}" / "average.safetensors"
+    if not weights.exists():
+        return False
+    if there is not None and there["protocol"] != best["protocol"]:  # nobody can tell which is better
+        checkpoint.move_aside(folder.generator_best, "abandoned")
+    tensors = checkpoint.read_tensors(weights)
+    checkpoint.save_generator(folder.generator_best, tensors, model, shape, step=best["step"], measured=best)
+    return True
+
+
+def bring_back_best(
+    folder: RunFolder, best: dict[str, Any] | None, model: ModelConfig, shape: Shape, *, at: int
+) -> bool:
+    """The same for a run that goes on at a step: a best generator that a rollback gave up is put aside first."""
+    there = trained.report_in(folder.generator_best)
+    if there is not None and there["step"] > at:
+        checkpoint.move_aside(folder.generator_best, "abandoned")
+    return export_best(folder, best, model, shape)

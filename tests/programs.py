@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import checkpoint, cli, data, evaluation, losses, models, tracking, train
+from distgan import checkpoint, cli, data, evaluation, losses, metrics, models, tracking, train
 from distgan.models import Architecture, Generator
 
 processes = multiprocessing.get_context("forkserver")
@@ -393,6 +393,18 @@ def only_one_learns(name: str, *, after: int, attempts: int = 1) -> None:
             return step
 
     train.Housekeeping = Unequal
+
+
+def slow_extractor(rank: int, seconds: float) -> None:
+    """A rank that takes long over each batch that it looks at."""
+    forward = metrics.Classifier.forward
+
+    def slow(self: metrics.Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(seconds)
+        return forward(self, images)
+
+    if os.environ.get("RANK") == str(rank):
+        metrics.Classifier.forward = slow
 
 
 def another_cache(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch_fidelity
 from conftest import QUICK, TINY, metrics, steps, tensors
 from PIL import Image
-from programs import another_cache, launch, other_chunks
+from programs import another_cache, launch, other_chunks, slow_extractor
 from safetensors.torch import save_file
 from test_cli import complaint
 from test_data import idx_folder
@@ -141,6 +142,17 @@ def test_any_number_of_processes_and_any_batch_size_give_the_same_numbers(small_
     assert evaluated(small_run, "--seed=1", tmp_path=tmp_path)["metrics"] != found[0]["metrics"]
 
 
+def test_a_rank_that_is_slower_than_the_others_is_waited_for(small_run, trained, tmp_path):
+    """In all it takes longer than a rank that hangs is given, but it gets on."""
+    run, *_ = trained
+    argv = [*EVALUATED, f"--run.dir={tmp_path / 'run'}", f"--eval.extractor_weights={run / 'extractor.safetensors'}"]
+    argv += ["--run.timeout=6", "--train.steps=4"]
+    setups = [functools.partial(another_cache, tmp_path), functools.partial(slow_extractor, 1, 0.6)]
+    started = time.monotonic()
+    assert launch(argv, world=2, setups=setups) == [0, 0]
+    assert time.monotonic() - started > 8  # long enough to be taken for one that hangs
+
+
 def test_what_real_images_look_like_is_computed_once(small_run, monkeypatch, capfd):
     seen = []
     forward = metrics_package.Classifier.forward
@@ -195,6 +207,8 @@ def test_a_floor_is_what_the_other_split_scores(tmp_path):
         assert report["floor"]["fd_classifier"] < 0.05 * report["metrics"]["fd_classifier"]
         assert report["floor"]["precision"] > 0.8
         assert report["floor"]["drawn"] == 10
+    assert len(list((data.store.cache_folder(DataConfig()) / "floors").glob("*/state.json"))) >= 2
+    assert evaluated(run, "--reference=test", tmp_path=tmp_path)["floor"] == found["test"]["floor"]
     assert found["train"]["floor"]["fd_classifier"] == pytest.approx(found["test"]["floor"]["fd_classifier"], rel=1e-6)
 
 

@@ -11,7 +11,7 @@ LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "
 LEAVES += ["progress", "results", "guard"]
 VERBS = ["train", "where", "doctor", "sample", "export", "evaluate", "compare"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "cache", "trained"]
-PLUMBING += ["extractor_weights", "evaluation", "standing", "housekeeping"]
+PLUMBING += ["extractor_weights", "evaluation", "standing", "rollback", "housekeeping"]
 
 
 def imports(file: Path) -> set[str]:

@@ -1,11 +1,13 @@
-"""Where wandb records."""
+"""Where wandb records, and what a meter has summed."""
 
 from urllib.parse import urlparse
 
 import pytest
+import torch
 import wandb
 
 from distgan import tracking
+from distgan.distributed import Ranks
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,12 @@ def test_wandb_records_online_exactly_where_there_is_a_key(tmp_path, monkeypatch
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
     assert tracking.wandb_mode() == expected
+
+
+def test_what_a_checkpoint_keeps_of_a_meter_is_of_its_step_however_late_it_is_written():
+    """It is written in the background, while the next steps are already counted."""
+    meter, ranks = tracking.Meter(("loss",), torch.device("cpu")), Ranks(timeout=60)
+    meter.add("loss", torch.tensor(3.0))
+    state = meter.state(ranks)
+    meter.add("loss", torch.tensor(5.0))
+    assert state == {"sums": [[3.0]], "counts": [1.0]}

@@ -1,0 +1,59 @@
+"""Going back to a run's last good checkpoint: what is put aside, and what is written down, in rollbacks.jsonl."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distgan import checkpoint
+from distgan.guard import Trouble
+from distgan.run_folder import RunFolder, replace_file
+
+_LOWERED = 0.5  # what becomes of the winning network's learning rate
+
+
+def happened(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates."""
+    file = folder.rollbacks
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def why_not(folder: RunFolder, *, at_most: int) -> str | None:
+    """Why a run cannot go back, in a sentence; None if it can."""
+    if not checkpoint.steps(folder.checkpoints):
+        return "There is no checkpoint to go back to: save more often, or lower the learning rate."
+    if (times := len(happened(folder))) >= at_most:
+        return f"It was rolled back {times} times, as often as guard.rollbacks allows."
+    return None
+
+
+def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str, float], every: int) -> None:
+    """Puts aside what came after the last good checkpoint, and writes the rollback down. For rank zero alone.
+
+    A kill between the two leaves a run that walks into the same hole again and comes here again.
+
+    Args:
+        folder: of a run that has a checkpoint.
+        trouble: why.
+        at: step at which it was noticed.
+        rates: the learning rate of each network.
+        every: `checkpoint.every`.
+    """
+    root, attempt = folder.checkpoints, len(happened(folder)) + 1
+    step = newest_regular(folder, trouble.since, every=every)
+    good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0] if step is None else step)
+    assert good is not None
+    step = checkpoint.step_of(good)
+    checkpoint.abandon(root, after=step)
+    for picture in folder.samples.glob("step_????????.png"):
+        if int(picture.stem.removeprefix("step_")) > step:
+            picture.rename(picture.with_suffix(f".attempt{attempt - 1}.png"))
+    lowered = {name: rate * (_LOWERED if name in trouble.winners else 1) for name, rate in rates.items()}
+    written = {"attempt": attempt, "trouble": trouble.what, "at": at, "back_to": step, "lr": lowered}
+    lines = "".join(json.dumps(one) + "\n" for one in [*happened(folder), written])
+    replace_file(folder.rollbacks, lines, durable=True)  # as the folders are that were renamed
+
+
+def newest_regular(folder: RunFolder, until: int, *, every: int) -> int | None:
+    """The newest checkpoint up to a step that a run has whether it was stopped in between or not, or else any."""
+    steps = [step for step in checkpoint.steps(folder.checkpoints) if step <= until]
+    return max([step for step in steps if step % every == 0] or steps, default=None)
