@@ -233,7 +233,7 @@ class Evaluation:
             protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"
         if self._asks_for_kid:
             block = min(_BLOCK, num, real)
-            protocol["kid"] = f"cubic kernel, {min(num, real) // block} disjoint blocks of {block}"
+            protocol["kid"] = f"cubic kernel, disjoint blocks of {block}, {min(num, real) // block} in number"
         return protocol
 
     def _check_counts(self) -> None:

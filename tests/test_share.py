@@ -16,11 +16,9 @@ from safetensors.torch import load_file
 from distgan import cli, load_generator
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("share") / "run"
-    assert launch([*TINY, f"--run.dir={folder}"]) == [0]
-    return folder
+@pytest.fixture
+def run(small_run):
+    return small_run
 
 
 @pytest.fixture
