@@ -102,9 +102,9 @@ def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
         contents["manifest.json"] = _json({"format": FORMAT, "files": manifest})
         for name, content in contents.items():
             _write(partial / name, content)
-        _sync_folder(partial)
+        sync_folder(partial)
         partial.rename(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -218,7 +218,7 @@ def remove_leftovers(root: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int | None] = ()) -> None:
+def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int] = ()) -> None:
     """Removes checkpoints but the newest `keep_last`, those whose step is a multiple of `keep_every`, and these."""
     folders = sorted(_folders(root), key=step_of)
     for folder in folders[:-keep_last]:
@@ -238,7 +238,7 @@ def abandon(root: Path, *, after: int) -> None:
     for folder in _folders(root):
         if step_of(folder) > after:
             move_aside(folder, "abandoned")
-    _sync_folder(root)
+    sync_folder(root)
 
 
 def save_generator(
@@ -277,7 +277,7 @@ def save_generator(
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
@@ -488,7 +488,8 @@ def _write(file: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Has names in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -192,8 +192,8 @@ class Evaluation:
         fingerprints = self._ranks.gather(other.images.fingerprint if other is not None else None)
         if other is None or len(set(fingerprints)) > 1:  # a machine that lacks the split has no say in the numbers
             return None
-        num = len(other.images.pixels)
-        described = [_FORMAT, self.weights.sha256, self.fingerprint, *fingerprints, self._config.measured, num]
+        num, kept = len(other.images.pixels), self._config.num if self._asks_for_kid else 0
+        described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
         folder = cache.folder(self._data, "floors", described)
         if self._ranks.on_rank_zero(lambda: checkpoint.is_whole(folder)):
             return self._ranks.on_rank_zero(lambda: checkpoint.read_state(folder))

@@ -72,7 +72,7 @@ def refuse_without_labels(images: DataConfig) -> None:
         ValueError: they have no labels.
     """
     found = data.load(images)
-    if found.labels is None or found.classes is None:
+    if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         raise ValueError(
             f"{images.source} has no labels to train the classifier on: choose the extractor inception, or give the "
             "weights of a classifier."

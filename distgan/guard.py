@@ -5,7 +5,7 @@ a trouble; which signs there are, and where their bounds come from, stands in `_
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.config import GuardConfig
-from distgan.models import Generator, eval_mode
+from distgan.models import CHUNK, Generator, eval_mode
 
 WATCHED = 512  # real images of each kind that the guard looks at
 _EVALUATIONS = 2  # in a row at which a sign that evaluations show must be seen
@@ -101,18 +101,20 @@ class Guard:
         self._streaks: dict[str, tuple[int, int, bool]] = {}
         self._judged = {"log": start, "eval": start}  # the last steps at which there was something to judge
 
-    def judge(self, step: int, numbers: Mapping[str, float], *, images_seen: int, finite: bool) -> list[Trouble]:
+    def judge(
+        self, step: int, numbers: Mapping[str, float], *, images_seen: int, not_finite: str | None
+    ) -> list[Trouble]:
         """The troubles that came up now. Each is told once, until its sign has been gone.
 
         Args:
             step: of this log point.
             numbers: by the names that metrics.jsonl has; a sign whose numbers are missing is not judged.
             images_seen: by the discriminator.
-            finite: whether all weights and moments are.
+            not_finite: a weight or moment that is not.
         """
-        losses = [number for name, number in numbers.items() if name.startswith(("loss/", "score/"))]
-        if not finite or not all(map(math.isfinite, losses)):
-            return [self.not_finite(step)]
+        losses = [name for name in numbers if name.startswith(("loss/", "score/")) and not math.isfinite(numbers[name])]
+        if bad := [not_finite] if not_finite is not None else losses:
+            return [self.not_finite(step, bad[0])]
         found = []
         for name, sign in _SIGNS.items():
             kind = sign.needs[0].split("/")[0]
@@ -131,9 +133,9 @@ class Guard:
             self._judged["eval"] = step
         return found
 
-    def not_finite(self, step: int) -> Trouble:
-        """What is wrong where a weight or a loss is no number any more; no checkpoint has such a weight."""
-        return Trouble("a weight or a loss is no longer finite", step, _BOTH, not_finite=True)
+    def not_finite(self, step: int, what: str) -> Trouble:
+        """What is wrong where something is no number any more; no checkpoint has such a thing."""
+        return Trouble(f"{what} is no longer finite", step, _BOTH, not_finite=True)
 
     @property
     def starts(self) -> set[int]:
@@ -160,9 +162,8 @@ class Watch:
     ) -> None:
         """Args: both networks; training images, and others of the same kind, uint8 (N, C, H, W); the samples' seed."""
         self._generator, self._discriminator, self._seed = generator, discriminator, seed
-        self._variance = _variance(_scaled(real))
-        self._real = _scaled(real)
-        self._unseen = _scaled(unseen) if unseen is not None else None
+        self._real, self._unseen = real, unseen
+        self._variance = _variance(map(_scaled, torch.split(real, CHUNK)))
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
@@ -175,17 +176,20 @@ class Watch:
         samples = self._generator.images(0, seed=self._seed)
         numbers = {}
         if self._variance > 0:  # it is not of images that are all the same
-            numbers["guard/spread"] = math.sqrt(_variance(samples) / self._variance)
+            numbers["guard/spread"] = math.sqrt(_variance([samples.double()]) / self._variance)
         if self._unseen is not None:
             with eval_mode(self._discriminator):
-                train, unseen, fake = (self._logit(images) for images in (self._real, self._unseen, samples))
+                fake = float(self._discriminator(samples).double().mean())
+                train, unseen = (self._logit(images) for images in (self._real, self._unseen))
             if train - fake > 1:  # else there is nothing to measure by
                 numbers["guard/memory"] = (train - unseen) / (train - fake)
         return numbers
 
     def _logit(self, images: Tensor) -> float:
-        parameter = next(self._discriminator.parameters())
-        return float(self._discriminator(images.to(parameter.device, parameter.dtype)).double().mean())
+        """The mean of D's logits, over parts of the size that it is trained on or less."""
+        like = next(self._discriminator.parameters())
+        parts = (_scaled(part).to(like.device, like.dtype) for part in torch.split(images, CHUNK))
+        return sum(float(self._discriminator(part).double().sum()) for part in parts) / len(images)
 
 
 def _scaled(images: Tensor) -> Tensor:
@@ -204,6 +208,9 @@ def _winners(numbers: Mapping[str, float]) -> tuple[Network, ...]:
     return ("generator",) if ahead < 0 else _BOTH
 
 
-def _variance(images: Tensor) -> float:
-    """Half the mean square distance of pairs of images."""
-    return float(images.flatten(1).double().var(0).sum())
+def _variance(parts: Iterable[Tensor]) -> float:
+    """Half the mean square distance of pairs of images, which come in parts, double (N, C, H, W)."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
+    return float((squares - total.square() / count).clamp(min=0).sum() / (count - 1))

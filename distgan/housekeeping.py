@@ -5,7 +5,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,7 +22,7 @@ from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
 from distgan.run_folder import Claim, RunFolder
 from distgan.seeding import RunSeed
-from distgan.standing import Standing, bring_back_best, export_best
+from distgan.standing import Standing, bring_back_exports, export_best
 from distgan.tracking import Meter, Tracker, offline_wandb_runs
 
 T = TypeVar("T")
@@ -64,12 +65,14 @@ class Housekeeping:
         self._wandb_id: str | None = None
         self._guard, self._standing = Guard(config.guard), Standing(config.eval)
         self._trouble: Trouble | None = None  # that ends the run
+        self._advice = ""  # what to do about it
         self._lost = 0  # steps that rollbacks took back
         self._gone_back = False  # whether the newest checkpoint is the one that the last rollback went back to
         # Of rank zero's alone: it writes in the background, and asks the others for a save out of turn.
         self._writing = checkpoint.Background()
         self._saved_at = time.monotonic()
         self._unsaved = self._asked = False
+        self._best_weights: tuple[int, Mapping[str, torch.Tensor]] = (0, {})
 
     def resume(self) -> int:
         """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
@@ -78,6 +81,8 @@ class Housekeeping:
             ValueError: it was trained on other images, or belongs to other networks.
         """
         found = self._ranks.on_rank_zero(lambda: checkpoint.newest(self._folder.checkpoints, set_aside=True))
+        if found is None:
+            self._ranks.on_rank_zero(lambda: self._writing_down(self._folder.begin_anew))
         happened = self._ranks.on_rank_zero(lambda: rollback.happened(self._folder))
         self._standing, self._guard = Standing(self._config.eval), Guard(self._config.guard)
         if found is not None:
@@ -92,12 +97,12 @@ class Housekeeping:
                 self._ranks.scaler.load_state_dict(state["scaler"])
             self._wandb_id = state["wandb_id"] or self._wandb_id
             self._step = state["step"]
-            self._take_up_judgements(state, rolled_back=len(happened))
+            self._take_up_judgements(found, state, rolled_back=len(happened))
         self._take_up_rollbacks(happened)
         self._ranks.moved(self._step)
         return self._step
 
-    def _take_up_judgements(self, state: dict[str, Any], *, rolled_back: int) -> None:
+    def _take_up_judgements(self, found: Path, state: dict[str, Any], *, rolled_back: int) -> None:
         """Those of a checkpoint; the guard judges a new attempt from its start."""
         attempt = state.get("attempt", 0)
         if attempt > rolled_back:
@@ -105,17 +110,14 @@ class Housekeeping:
                 f"{self._folder.rollbacks} tells of {rolled_back} rollbacks, but its newest checkpoint comes after "
                 f"{attempt}: bring back a copy of the file."
             )
-        if "guard" not in state:  # a checkpoint from before there was one
-            return
-        self._standing.load_state(state["standing"])
-        if attempt == rolled_back:
-            self._guard.load_state(state["guard"])
-        else:
-            self._guard = Guard(self._config.guard, start=self._step)
         self._gone_back = attempt < rolled_back
-        best, model, shape = self._standing.best, self._config.model, self._shape
-        take_up = lambda: bring_back_best(self._folder, best, model, shape, at=self._step)  # noqa: E731
-        if not self._ranks.on_rank_zero(lambda: self._writing_down(take_up)):
+        self._guard = Guard(self._config.guard, start=self._step)
+        if "guard" in state and not self._gone_back:  # it is not in checkpoints from before there was one
+            self._guard.load_state(state["guard"])
+        if "standing" in state:
+            self._standing.load_state(state["standing"])
+        there = (self._folder, found, self._standing, self._config.model, self._shape)
+        if not self._ranks.on_rank_zero(lambda: self._writing_down(lambda: bring_back_exports(*there))):
             self._standing.best = None  # it was not kept, when another took its place
 
     def _take_up_rollbacks(self, happened: list[dict[str, Any]]) -> None:
@@ -155,10 +157,7 @@ class Housekeeping:
             self._ranks.on_rank_zero(self._tracker.close)
             self.end()
             if self._trouble is not None:
-                said = (
-                    f"at step {self._step} {self._trouble.what}. The run is saved; the same command goes on all the "
-                    "same, and with --guard.on_trouble=rollback from the last good checkpoint."
-                )
+                said = f"at step {self._step} {self._trouble.what}. The run is saved. {self._advice}"
                 raise self._ranks.told_once(TroubleError(said))
             return
         try:
@@ -197,8 +196,8 @@ class Housekeeping:
             self._ranks.on_rank_zero(self._settle)
         saving = step % self._config.checkpoint.every == 0 or step == self._standing.best_step or agreed.save
         saving = saving or self.done(step)
-        if saving and not log and not self._ranks.on_rank_zero(self._finite):
-            troubles = [self._guard.not_finite(step)]
+        if saving and not log and (bad := self._ranks.on_rank_zero(self._not_finite)) is not None:
+            troubles = [self._guard.not_finite(step, bad)]
         if troubles and self._act_on(troubles):
             return self._roll_back(min(troubles, key=lambda trouble: trouble.since))
         if self._stopped:
@@ -211,16 +210,16 @@ class Housekeeping:
         """Records a line of metrics, and has the guard judge it."""
         rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
         numbers = {**self._meter.means(self._ranks), **rates}
-        seen, finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._finite()))
+        seen, not_finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._not_finite()))
         numbers |= seen
         protocol = {}
-        if evaluate and finite:
+        if evaluate and not_finite is None:
             measured = self._evaluate(step)
             numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
             numbers["eval/behind_best"] = self._standing.behind
             protocol = {"eval/protocol": measured.protocol}
         images_seen = step * self._config.images_per_step
-        troubles = self._guard.judge(step, numbers, images_seen=images_seen, finite=finite)
+        troubles = self._guard.judge(step, numbers, images_seen=images_seen, not_finite=not_finite)
         self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
         return troubles
 
@@ -236,16 +235,26 @@ class Housekeeping:
         self._tracker.not_training(time.monotonic() - started)
         return measured
 
-    def _finite(self) -> bool:
-        """Whether all that a checkpoint would hold is; waits for the device. A bad gradient shows in Adam's moments."""
-        tensors = [tensor for network in self._networks.values() for tensor in network.state_dict().values()]
-        for adam, _ in self._optimizers.values():
-            tensors += [tensor for slots in adam.state.values() for tensor in slots.values()]
-        devices = {tensor.device for tensor in tensors}
-        return all(
-            torch.stack([tensor.isfinite().all() for tensor in tensors if tensor.device == device]).all()
-            for device in devices
-        )
+    def _not_finite(self) -> str | None:
+        """What a checkpoint would hold and is not finite, if anything; waits for the device.
+
+        A bad gradient shows in the weights, or in Adam's moments.
+        """
+        tensors = {
+            f"{name} in the {network}": tensor
+            for network, module in self._networks.items()
+            for name, tensor in module.state_dict().items()
+        }
+        for network, (adam, module) in self._optimizers.items():
+            for name, parameter in module.named_parameters():
+                slots = adam.state.get(parameter, {})
+                tensors |= {f"{name}/{slot} in the {network} optimizer": tensor for slot, tensor in slots.items()}
+        for device in {tensor.device for tensor in tensors.values()}:
+            here = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+            finite = torch.stack([tensor.isfinite().all() for tensor in here.values()]).tolist()
+            if not all(finite):
+                return next(name for name, whole in zip(here, finite, strict=True) if not whole)
+        return None
 
     @property
     def _on_watch(self) -> Watch:
@@ -262,20 +271,22 @@ class Housekeeping:
         said = "; ".join(trouble.what for trouble in troubles)
         self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
         what = self._config.guard.on_trouble
-        why_not = self._ranks.on_rank_zero(self._why_not_back) if what == "rollback" else None
+        first = min(troubles, key=lambda trouble: trouble.since)
+        why_not = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._why_not_back(first)))
         if what == "rollback" and why_not is None:
             return True
-        if any(trouble.not_finite for trouble in troubles):
-            advice = why_not or "The checkpoints before are good: --guard.on_trouble=rollback goes on from the last."
-            raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {troubles[0].what}. {advice}"))
+        self._advice = why_not or "--guard.on_trouble=rollback goes on from the last good checkpoint."
+        if first.not_finite:
+            raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {first.what}. {self._advice}"))
         if what != "warn":
-            self._trouble = troubles[0]
+            self._trouble = first
         return False
 
-    def _why_not_back(self) -> str | None:
+    def _why_not_back(self, trouble: Trouble) -> str | None:
         """On rank zero."""
         self._finish_writing()
-        return rollback.why_not(self._folder, at_most=self._config.guard.rollbacks)
+        every, at_most = self._config.checkpoint.every, self._config.guard.rollbacks
+        return rollback.why_not(self._folder, trouble.since, every=every, at_most=at_most)
 
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
@@ -339,20 +350,24 @@ class Housekeeping:
         keep, model, shape = self._config.checkpoint, self._config.model, self._shape
         best, last = self._standing.best, self._standing.last
         measured = last if last is not None and last["step"] == step else None
-        starts = {rollback.newest_regular(self._folder, start, every=keep.every) for start in self._guard.starts}
-        needed = {self._standing.best_step, *starts}
+        if best is not None and best["step"] == step:  # kept until it is on the disk, which may be full for a while
+            self._best_weights = (step, files["average"])
+        at_hand, weights = self._best_weights
+        best_weights = weights if best is not None and best["step"] == at_hand else None
+        starts = {*self._guard.starts, step}
 
         def write() -> None:
             try:
                 self._tracker.sync()
                 checkpoint.save(self._folder.checkpoints, step, files, state)
+                needed = rollback.needed(self._folder, starts, every=keep.every) | ({best["step"]} if best else set())
                 checkpoint.prune(
                     self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, keep=needed
                 )
                 checkpoint.save_generator(
                     self._folder.generator, files["average"], model, shape, step=step, measured=measured
                 )
-                export_best(self._folder, best, model, shape)
+                export_best(self._folder, best, model, shape, weights=best_weights)
             except OSError as error:
                 raise NotSavedError(
                     f"step {step} could not be saved in {self._folder.path} ({error.strerror})."
@@ -362,10 +377,10 @@ class Housekeeping:
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
 
     def _finish_writing(self) -> None:
-        """Leaving with an error: the checkpoint that is being written is written, or it is said why not."""
+        """Before leaving or going back: the checkpoint that is being written is written, or it is said why not."""
         try:
             self._writing.finish()
-        except StoppedError as error:
+        except (StoppedError, ValueError) as error:
             print(f"distgan: warning: {error}", file=sys.stderr, flush=True)
 
     def _settle(self) -> None:

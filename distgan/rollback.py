@@ -1,7 +1,8 @@
 """Going back to a run's last good checkpoint: what is put aside, and what is written down, in rollbacks.jsonl."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from distgan import checkpoint
@@ -12,15 +13,22 @@ _LOWERED = 0.5  # what becomes of the winning network's learning rate
 
 
 def happened(folder: RunFolder) -> list[dict[str, Any]]:
-    """The rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates."""
+    """The rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
     file = folder.rollbacks
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    try:
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is damaged: bring back a copy.") from error
 
 
-def why_not(folder: RunFolder, *, at_most: int) -> str | None:
-    """Why a run cannot go back, in a sentence; None if it can."""
-    if not checkpoint.steps(folder.checkpoints):
-        return "There is no checkpoint to go back to: save more often, or lower the learning rate."
+def why_not(folder: RunFolder, since: int, *, every: int, at_most: int) -> str | None:
+    """Why a run cannot go back to before a step, in a sentence; None if it can."""
+    if _last_good(folder, since, every=every) is None:
+        return "There is no whole checkpoint to go back to: save more often, or lower the learning rate."
     if (times := len(happened(folder))) >= at_most:
         return f"It was rolled back {times} times, as often as guard.rollbacks allows."
     return None
@@ -32,28 +40,45 @@ def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str,
     A kill between the two leaves a run that walks into the same hole again and comes here again.
 
     Args:
-        folder: of a run that has a checkpoint.
+        folder: of a run that can go back.
         trouble: why.
         at: step at which it was noticed.
         rates: the learning rate of each network.
         every: `checkpoint.every`.
     """
-    root, attempt = folder.checkpoints, len(happened(folder)) + 1
-    step = newest_regular(folder, trouble.since, every=every)
-    good = checkpoint.newest(root, set_aside=True, until=checkpoint.steps(root)[0] if step is None else step)
+    good, attempt = _last_good(folder, trouble.since, every=every), len(happened(folder)) + 1
     assert good is not None
     step = checkpoint.step_of(good)
-    checkpoint.abandon(root, after=step)
+    checkpoint.abandon(folder.checkpoints, after=step)
     for picture in folder.samples.glob("step_????????.png"):
         if int(picture.stem.removeprefix("step_")) > step:
             picture.rename(picture.with_suffix(f".attempt{attempt - 1}.png"))
     lowered = {name: rate * (_LOWERED if name in trouble.winners else 1) for name, rate in rates.items()}
     written = {"attempt": attempt, "trouble": trouble.what, "at": at, "back_to": step, "lr": lowered}
     lines = "".join(json.dumps(one) + "\n" for one in [*happened(folder), written])
-    replace_file(folder.rollbacks, lines, durable=True)  # as the folders are that were renamed
+    replace_file(folder.rollbacks, lines.encode(), durable=True)  # as the folders are that were renamed
+
+
+def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
+    """The checkpoints that a rollback to before one of these steps needs: it, and the best as of it."""
+    good = {newest_regular(folder, start, every=every) for start in starts} - {None}
+    states = [checkpoint.read_state(folder.checkpoints / f"step_{step:08d}") for step in good]
+    bests = [state["standing"]["best"] for state in states if "standing" in state]
+    return {*good, *(best["step"] for best in bests if best is not None)}
 
 
 def newest_regular(folder: RunFolder, until: int, *, every: int) -> int | None:
     """The newest checkpoint up to a step that a run has whether it was stopped in between or not, or else any."""
     steps = [step for step in checkpoint.steps(folder.checkpoints) if step <= until]
     return max([step for step in steps if step % every == 0] or steps, default=None)
+
+
+def _last_good(folder: RunFolder, since: int, *, every: int) -> Path | None:
+    """The checkpoint to go back to; the oldest, where the trouble is older than what is kept."""
+    root = folder.checkpoints
+    step = newest_regular(folder, since, every=every)
+    until = checkpoint.steps(root)[0] if step is None and checkpoint.steps(root) else step
+    try:
+        return checkpoint.newest(root, set_aside=False, until=until) if until is not None else None
+    except ValueError:  # damaged, all of them
+        return None

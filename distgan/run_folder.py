@@ -82,7 +82,7 @@ class RunFolder:
         stream.flush()
         # stop_at belongs to one invocation, not to the run.
         recorded = replace(config, run=replace(config.run, stop_at=None))
-        replace_file(self.config, configuration.dump(recorded))
+        replace_file(self.config, configuration.dump(recorded).encode())
         checkpoint.remove_leftovers(self.checkpoints)
         return Claim(self, stream)
 
@@ -90,9 +90,13 @@ class RunFolder:
         """Keeps the classifier that the run measures itself by: trained elsewhere it could come out otherwise."""
         content = file.read_bytes()
         if not self.extractor.exists() or self.extractor.read_bytes() != content:
-            partial = self.extractor.with_suffix(".tmp")
-            partial.write_bytes(content)
-            partial.replace(self.extractor)
+            replace_file(self.extractor, content, durable=True)
+
+    def begin_anew(self) -> None:
+        """Puts aside what is left of a run whose checkpoints were moved away."""
+        for left in (self.rollbacks, self.generator_best):
+            if left.exists():
+                checkpoint.move_aside(left, "abandoned")
 
 
 class Claim:
@@ -124,15 +128,17 @@ def cut_metrics(file: Path, step: int, *, abandoned: bool = False) -> None:
     if abandoned:
         with file.with_suffix(".abandoned.jsonl").open("a") as stream:
             stream.writelines(cut)
-    replace_file(file, "".join(kept))
+    replace_file(file, "".join(kept).encode())
 
 
-def replace_file(file: Path, text: str, *, durable: bool = False) -> None:
-    """Writes a file in one piece: readers find the old or the new one, whole."""
+def replace_file(file: Path, content: bytes, *, durable: bool = False) -> None:
+    """Writes a file in one piece: readers find the old or the new one, whole; `durable`, also after a loss of power."""
     partial = file.with_name(file.name + ".tmp")
-    with partial.open("w") as stream:
-        stream.write(text)
+    with partial.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         if durable:
             os.fsync(stream.fileno())
     partial.replace(file)
+    if durable:
+        checkpoint.sync_folder(file.parent)

@@ -1,7 +1,10 @@
 """How a run's evaluations went, and its best generator."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from distgan import checkpoint, trained
 from distgan.config import EvalConfig, ModelConfig
@@ -22,6 +25,7 @@ class Standing:
 
     def add(self, report: dict[str, Any]) -> None:
         """Takes in an evaluation. One of another protocol cannot be compared with the best, and begins a new one."""
+        report = {**report, "best_by": self._metric}
         self.last = report
         comparable = self.best is not None and self.best["protocol"] == report["protocol"]
         if not comparable or self._better(report):
@@ -67,26 +71,52 @@ class Standing:
         return new > old if self._metric in _HIGHER_IS_BETTER else new < old
 
 
-def export_best(folder: RunFolder, best: dict[str, Any] | None, model: ModelConfig, shape: Shape) -> bool:
-    """Has `generator-best/` be the one of that report, also after a kill; whether it could. For rank zero alone."""
-    there = trained.report_in(folder.generator_best)
-    if best is None or (there is not None and all(there[part] == best[part] for part in ("step", "protocol"))):
+def export_best(
+    folder: RunFolder,
+    best: dict[str, Any] | None,
+    model: ModelConfig,
+    shape: Shape,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> bool:
+    """Has `generator-best/` be the one of that report; whether it could. For rank zero alone.
+
+    Args:
+        folder: of the run.
+        best: the report, None where nothing was evaluated.
+        model, shape: what builds the generator.
+        weights: the averaged ones of that step; out of its checkpoint where they are not at hand.
+    """
+    there = _report(folder.generator_best)
+    if best is None or (there is not None and all(there.get(part) == best[part] for part in best)):
         return True
-    weights = folder.checkpoints / f"step_{best['step']:08d}" / "average.safetensors"
-    if not weights.exists():
+    file = folder.checkpoints / f"step_{best['step']:08d}" / "average.safetensors"
+    if weights is None and not file.exists():
         return False
-    if there is not None and there["protocol"] != best["protocol"]:  # nobody can tell which is better
-        checkpoint.move_aside(folder.generator_best, "abandoned")
-    tensors = checkpoint.read_tensors(weights)
+    if there is not None and any(there.get(part) != best[part] for part in ("protocol", "best_by")):
+        checkpoint.move_aside(folder.generator_best, "abandoned")  # nobody can tell which is better
+    tensors = weights if weights is not None else checkpoint.read_tensors(file)
     checkpoint.save_generator(folder.generator_best, tensors, model, shape, step=best["step"], measured=best)
     return True
 
 
-def bring_back_best(
-    folder: RunFolder, best: dict[str, Any] | None, model: ModelConfig, shape: Shape, *, at: int
-) -> bool:
-    """The same for a run that goes on at a step: a best generator that a rollback gave up is put aside first."""
-    there = trained.report_in(folder.generator_best)
-    if there is not None and there["step"] > at:
+def bring_back_exports(folder: RunFolder, found: Path, standing: Standing, model: ModelConfig, shape: Shape) -> bool:
+    """Has both exported generators be a checkpoint's, whatever a kill or a rollback left; whether the best could.
+
+    A best generator that a rollback gave up is put aside. For rank zero alone.
+    """
+    step, last = checkpoint.step_of(found), standing.last
+    if trained.step_of(folder.generator) != step:
+        measured = last if last is not None and last["step"] == step else None
+        weights = checkpoint.read_tensors(found / "average.safetensors")
+        checkpoint.save_generator(folder.generator, weights, model, shape, step=step, measured=measured)
+    if (best_step := trained.step_of(folder.generator_best)) is not None and best_step > step:
         checkpoint.move_aside(folder.generator_best, "abandoned")
-    return export_best(folder, best, model, shape)
+    return export_best(folder, standing.best, model, shape)
+
+
+def _report(folder: Path) -> dict[str, Any] | None:
+    try:
+        return trained.report_in(folder)
+    except ValueError:  # it is written anew
+        return None

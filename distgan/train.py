@@ -158,7 +158,7 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
 
 
 def check(config: Config) -> None:
-    """Prints what would run, and stops: no GPU or process group is touched, nothing written but the data's cache."""
+    """Prints what would run, and stops: no GPU or process group is touched, nothing written but caches."""
     distributed.check(config.train)
     distributed.check_gpus()
     rank, world = distributed.launched_ranks()
@@ -193,7 +193,7 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
-    """Finds whatever can be wrong; writes nothing but the prepared images in the cache."""
+    """Finds whatever can be wrong; writes nothing but caches: the prepared images, an extractor's weights."""
     loss = losses.build(config.loss.name)
     folder = RunFolder(config.run.dir)
     folder.check(config)
@@ -218,7 +218,8 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
     rank, _ = distributed.launched_ranks()
     evaluation = None
     if config.eval.every is not None:
-        evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=folder.extractor)
+        own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
+        evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
     unseen = _unseen(config.data) if rank == 0 else None
     return _Prepared(loss, folder, images, shape, generator, discriminator, average, evaluation, unseen)
 

@@ -22,7 +22,7 @@ class Trained:
     step: int
     """At which it was saved."""
     recipe: Config | None
-    """Of its run; None where it lies neither in a run's folder nor was exported with its recipe."""
+    """Of its run; None where it lies neither in a run's folder nor beside its recipe, as one from the hub."""
     extractor: Path | None
     """Weights of the classifier that its run measured itself by, if it did."""
     evaluation: dict[str, Any] | None
@@ -64,5 +64,13 @@ def report_in(folder: Path) -> dict[str, Any] | None:
         return report
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, AttributeError, AssertionError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{file} is not what `distgan evaluate --json` writes.") from error
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of the generator in a folder; None where there is none, or it is not whole."""
+    try:
+        return json.loads((folder / "config.json").read_text())["step"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError):
+        return None

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 import subprocess
 
 import pytest
@@ -31,7 +32,9 @@ G_ALONE = functools.partial(only_one_learns, "generator", after=240)
 
 def judged(guard, *numbers, every=10, start=0):
     """What the guard says at each of some log points."""
-    return [guard.judge(start + every * (i + 1), one, images_seen=10_000, finite=True) for i, one in enumerate(numbers)]
+    return [
+        guard.judge(start + every * (i + 1), one, images_seen=10_000, not_finite=None) for i, one in enumerate(numbers)
+    ]
 
 
 def test_a_sign_is_a_trouble_once_it_stays_and_is_told_once():
@@ -65,11 +68,12 @@ def test_each_sign_is_seen_in_its_numbers(numbers, words):
 
 
 def test_numbers_that_are_not_finite_are_a_trouble_at_once():
-    for numbers, finite in ((HEALTHY | {"loss/generator": math.nan}, True), (HEALTHY, False)):
+    for numbers, bad in ((HEALTHY | {"loss/generator": math.nan}, None), (HEALTHY, "a weight")):
         guard = Guard(GuardConfig())
         judged(guard, HEALTHY)
-        (trouble,) = guard.judge(20, numbers, images_seen=1, finite=finite)
+        (trouble,) = guard.judge(20, numbers, images_seen=1, not_finite=bad)
         assert trouble.not_finite
+        assert trouble.what == f"{bad or 'loss/generator'} is no longer finite"
         assert trouble.since == 20  # no checkpoint has such a weight
 
 
@@ -118,7 +122,7 @@ def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(t
     poison = [functools.partial(nan_at, 8, 1)]
     assert launch([*BACK, f"--run.dir={run}", "--track.to=wandb"], world=2, setups=poison, log=log) == [0, 0]
     said = log.read_text()
-    assert said.count("distgan: warning: at step 8 a weight or a loss is no longer finite") == 1
+    assert said.count("distgan: warning: at step 8 main.0.weight in the generator is no longer finite") == 1
     assert "rolled back from step 8 to step 4, attempt 1" in said
     (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
     assert (rollback["attempt"], rollback["at"], rollback["back_to"]) == (1, 8, 4)
@@ -137,6 +141,12 @@ def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(t
         assert launch([*overrides, *stop], world=2, setups=poison) == [0, 0]
     assert metrics(again) == metrics(run)
     assert tensors(again, 14) == tensors(run, 14)
+    # Whoever moves the checkpoints away begins anew, at the recipe's rate.
+    shutil.rmtree(again / "checkpoints")
+    assert launch([*overrides, "--run.stop_at=3"], world=2) == [0, 0]
+    assert [record["lr/generator"] for record in metrics(again)] == [2e-4]
+    assert not (again / "rollbacks.jsonl").exists()
+    assert (again / "rollbacks.abandoned").exists()
 
 
 def test_without_a_rollback_a_nan_ends_the_run_with_what_to_do(tmp_path):
@@ -144,7 +154,9 @@ def test_without_a_rollback_a_nan_ends_the_run_with_what_to_do(tmp_path):
     argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=4"]
     poison = [functools.partial(nan_at, 7, 1)]
     assert launch(argv, world=2, setups=poison, log=log) == [3, 3]
-    assert "distgan: error: at step 8 a weight or a loss is no longer finite." in log.read_text()  # before it is saved
+    assert (
+        "distgan: error: at step 8 main.0.weight in the generator is no longer finite." in log.read_text()
+    )  # before it is saved
     assert "--guard.on_trouble=rollback" in log.read_text()
     assert steps(run) == [4]
     assert launch(argv) == [0]  # and the same command goes on
