@@ -18,7 +18,7 @@ help:  ## this list
 
 install: .venv/.run  ## make .venv with distgan in it
 
-quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 minutes after an install of 2
+quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 to 6 minutes after an install of 2
 	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
 
 test: .venv/.dev  ## the tests

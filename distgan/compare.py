@@ -119,7 +119,8 @@ class _Column:
         if self.near is None:
             lines += textwrap.wrap(self.why_not, _WIDTH // 8)
         else:
-            lines.append(f"nearest training image: {float(self.near.ratio.median()):.2f} of their distance (median)")
+            ratio = float(self.near.ratio.median())
+            lines.append(f"nearest training image: {ratio:.2f} times as far as that is from the next (median)")
         return lines
 
     @property
