@@ -3,7 +3,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     pictures.check(arguments.out)
     results.check(arguments.json)
     columns = [_column(run, arguments.seed) for run in arguments.runs]
-    differences = protocol_differences([column.found.evaluation for column in columns])
+    reports = {column.name: column.found.evaluation for column in columns}
+    differences = protocol_differences({name: one["protocol"] for name, one in reports.items() if one is not None})
     pictures.save(_picture(columns, differences), arguments.out)
     for column in columns:
         print("\n".join([column.name, *(f"  {line}" for line in column.lines)]))
@@ -51,12 +52,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         results.write(arguments.json, {"generators": described, "not_comparable": differences})
 
 
-def protocol_differences(evaluations: Sequence[dict[str, Any] | None]) -> list[str]:
-    """Why the numbers of these evaluations cannot be compared, one line for each part of the protocol."""
-    protocols = [evaluation["protocol"] for evaluation in evaluations if evaluation is not None]
-    names = dict.fromkeys(name for protocol in protocols for name in protocol)
-    values = {name: [str(protocol.get(name, "none")) for protocol in protocols] for name in names}
-    return [f"{name} is {' and '.join(dict.fromkeys(v))}" for name, v in values.items() if len(set(v)) > 1]
+def protocol_differences(protocols: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Why the numbers measured by these protocols, by generator, cannot be compared: one line for each difference.
+
+    What stands in only some of them is about numbers that only these have.
+    """
+    shared = [part for part in next(iter(protocols.values()), {}) if all(part in one for one in protocols.values())]
+    values = {part: {name: str(one[part]) for name, one in protocols.items()} for part in shared}
+    return [
+        f"{part} is {', '.join(f'{value} in {name}' for name, value in by_name.items())}"
+        for part, by_name in values.items()
+        if len(set(by_name.values())) > 1
+    ]
 
 
 @dataclass(frozen=True)

@@ -242,9 +242,10 @@ class EvalConfig:
     `classifier`, a small network trained on the labels of the training images, which needs no download."""
     extractor_weights: str | None = None
     """File of the extractor's weights instead of its own: safetensors, or torch-fidelity's for Inception."""
-    metrics: list[str] | None = None
-    """Of inception: fid, is, kid, prdc; of classifier: fd_classifier, is_classifier, kd_classifier, prdc. The first
-    one says which checkpoint is best. Left open: the first of these and prdc."""
+    metrics: str | None = None
+    """Names with commas between them. Of inception: fid,is,kid,prdc; of classifier:
+    fd_classifier,is_classifier,kd_classifier,prdc. The first one says which checkpoint is best. Left open: the first of
+    these and prdc."""
     num: int = 10_000
     """Images to draw."""
     reference: str = "train"
@@ -258,14 +259,16 @@ class EvalConfig:
         for name in self.measured:
             if name not in EVAL_METRICS[self.extractor]:
                 known = ", ".join(EVAL_METRICS[self.extractor])
-                raise ValueError(f"eval.metrics has {name}, but those of the extractor {self.extractor} are {known}.")
+                raise ValueError(f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}.')
         if self.measured[0] == "prdc" and self.every is not None:
             raise ValueError("eval.metrics begins with prdc, which is four numbers: put first what says which is best.")
 
     @property
     def measured(self) -> list[str]:
         """The metrics, with what stands for none."""
-        return self.metrics or [EVAL_METRICS[self.extractor][0], "prdc"]
+        if self.metrics is None:
+            return [EVAL_METRICS[self.extractor][0], "prdc"]
+        return [name.strip() for name in self.metrics.split(",")]
 
 
 EVAL_METRICS = {
@@ -279,11 +282,12 @@ class GuardConfig:
     """What is done when the training collapses or diverges. It is judged at every log point and evaluation."""
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
-    """`warn`: say it, in wandb too. `stop`: save and end with an exit code of its own. `rollback`: go back to the last
+    """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: go back to the last
     good checkpoint and on from there with other draws and the winning network's learning rate lowered. Numbers that are
     not finite end a run that may not roll back."""
     patience: int = 5
-    """Log points in a row at which a trouble must be seen, but for numbers that are not finite."""
+    """Log points in a row at which a trouble must be seen (two evaluations, where these show it), but for numbers that
+    are not finite."""
     after: int = 50_000
     """Images seen before anything else than numbers that are not finite is judged: every generator starts collapsed."""
     rollbacks: int = 3

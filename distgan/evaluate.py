@@ -54,12 +54,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Measure a generator. Its run's recipe says which extractor and reference, if nothing else does.",
     )
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
-    parser.add_argument("--metrics", help="of inception: fid,is,kid,prdc; of classifier: fd_classifier,... (all)")
+    parser.add_argument(
+        "--metrics",
+        help="; ".join(f"of {name}: {','.join(known)}" for name, known in EVAL_METRICS.items()) + " (default: all)",
+    )
     parser.add_argument("--num", type=int, default=50_000, help="images to draw (default: 50000)")
-    parser.add_argument("--extractor", choices=sorted(EVAL_METRICS), help="whose features are compared")
+    parser.add_argument(
+        "--extractor", choices=sorted(EVAL_METRICS), help="whose features are compared (default: the recipe's)"
+    )
     parser.add_argument("--extractor-weights", metavar="FILE", help="its weights, if not its own")
-    parser.add_argument("--reference", metavar="WHAT", help="train, test, or a folder of pictures of the same size")
-    parser.add_argument("--weights", choices=("averaged", "raw"), default="averaged", help="of the generator")
+    parser.add_argument(
+        "--reference",
+        metavar="WHAT",
+        help="train, test, or a folder of pictures of the same size (default: the recipe's)",
+    )
+    parser.add_argument(
+        "--weights", choices=("averaged", "raw"), default="averaged", help="of the generator (default: averaged)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers and their protocol to a file")
     return parser.parse_args(argv)
@@ -70,7 +81,7 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     said = recipe.eval if recipe is not None else EvalConfig()
     extractor = arguments.extractor or said.extractor
     known = EVAL_METRICS[extractor]
-    names = arguments.metrics.split(",") if arguments.metrics is not None else list(known)
+    names = [name.strip() for name in arguments.metrics.split(",")] if arguments.metrics is not None else list(known)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
             f'--metrics has "{unknown[0]}", but those of the extractor {extractor} are {",".join(known)}'
@@ -82,7 +93,7 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     return EvalConfig(
         extractor=extractor,
         extractor_weights=weights,
-        metrics=names,
+        metrics=",".join(names),
         num=arguments.num,
         reference=arguments.reference or said.reference,
     )

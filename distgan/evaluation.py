@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distgan import __version__, cache, checkpoint, data, extractor_weights, metrics, seeding
-from distgan.config import DataConfig, EvalConfig
+from distgan.config import EVAL_METRICS, DataConfig, EvalConfig
 from distgan.distributed import Ranks
 from distgan.extractor_weights import Weights
 from distgan.metrics import ClassSums, Extractor, Moments
@@ -239,14 +239,13 @@ class Evaluation:
     def _check_counts(self) -> None:
         extractor = metrics.Inception if self._config.extractor == "inception" else metrics.Classifier
         num, real = self._config.num, len(self._real.images.pixels)
-        distance = _DISTANCE[self._config.extractor]
+        distance, _, kernel, _ = EVAL_METRICS[self._config.extractor]
         if distance in self._config.measured:
-            for what, count in {"samples": num, f"real images ({self._real.what})": real}.items():
+            for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
                 if count <= extractor.dim:
                     raise ValueError(
                         f"the number of {what} is {count}, but {distance} needs more images than the {extractor.dim} "
-                        f"features that it compares: at least {extractor.dim + 1}; prdc and the kernel's distance need "
-                        "fewer."
+                        f"features that it compares: at least {extractor.dim + 1}; {kernel} and prdc need fewer."
                     )
         fewest = max(_SPLITS, _NEIGHBOUR + 1)
         if min(num, real) < fewest:
@@ -313,5 +312,8 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
         channels=shape.channels,  # type: ignore[arg-type]
         cache=images.cache,
     )
-    data.refuse_other_shapes(folder)
-    return _Real("a folder of pictures", data.load(folder))
+    try:
+        data.refuse_other_shapes(folder)
+        return _Real("a folder of pictures", data.load(folder))
+    except ValueError as error:
+        raise ValueError(str(error).replace("data.path", "the reference")) from error

@@ -275,7 +275,8 @@ class Housekeeping:
         why_not = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._why_not_back(first)))
         if what == "rollback" and why_not is None:
             return True
-        self._advice = why_not or "--guard.on_trouble=rollback goes on from the last good checkpoint."
+        hint = "--guard.on_trouble=rollback goes on from the last good checkpoint."
+        self._advice = why_not or hint if what == "rollback" or why_not is None else "Nothing was saved before."
         if first.not_finite:
             raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {first.what}. {self._advice}"))
         if what != "warn":

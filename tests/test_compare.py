@@ -40,13 +40,13 @@ def test_two_runs_make_one_picture_and_other_protocols_are_said(tmp_path, small_
     out, file = tmp_path / "compare.png", tmp_path / "compare.json"
     assert cli.main(["compare", *map(str, [*runs, small_run]), f"--out={out}", f"--json={file}"]) == 0
     said = capfd.readouterr().out
-    assert "not to be compared: num is 200 and 300; prdc is k 5, 200" in said
+    assert f"not to be compared: num is 200 in {runs[0]}, 300 in {runs[1]}; prdc is k 5, 200" in said
     assert said.count("fd_classifier") == 2
     assert said.count("not evaluated") == 1
     assert said.count("nearest training image: ") == 3
     report = json.loads(file.read_text())
     assert list(report["generators"]) == [*map(str, [*runs, small_run])]
-    assert report["not_comparable"][0] == "num is 200 and 300"
+    assert report["not_comparable"][0] == f"num is 200 in {runs[0]}, 300 in {runs[1]}"
     with Image.open(out) as picture:
         assert picture.width == 3 * 572 + 12
         assert picture.height > 560
@@ -54,6 +54,10 @@ def test_two_runs_make_one_picture_and_other_protocols_are_said(tmp_path, small_
         assert ((red[..., 0] - red[..., 1]) > 100).any()  # what cannot be compared is written in red
     assert cli.main(["compare", str(runs[0]), str(runs[0]), f"--out={out}"]) == 0
     assert "not to be compared" not in capfd.readouterr().out
+
+
+def test_what_only_one_was_measured_by_is_no_difference():
+    assert compare.protocol_differences({"a": {"num": 5, "prdc": "k 5"}, "b": {"num": 5, "kid": "blocks"}}) == []
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,8 @@ def pictures(tmp_path_factory):
         (["--reference={pictures}/colour"], ["0.png is 32x32x3", "32x32x1"]),
         (["--reference={pictures}/few"], ["number of real images", "is 20", "at least 129"]),
         (["--reference=test"], ["digits", "no test split"]),
+        (["--reference={pictures}"], ["0.png is", "32x32x1"]),
+        (["--reference={tmp}"], ["the reference is", "no pictures in it"]),
         (["--reference=tset"], ["tset", "train, test or a folder"]),
         (["--extractor-weights={tmp}/none.safetensors"], ["none.safetensors", "cannot be read"]),
         (["--extractor-weights={tmp}/some-0123abcd.safetensors"], ["some-0123abcd", "do not match the hash"]),
@@ -363,7 +365,7 @@ def test_without_inceptions_weights_it_is_said_what_to_put_where(small_run, tmp_
     file = tmp_path / "hub" / "checkpoints" / address.rsplit("/", 1)[1]
     said = complaint(capfd, "evaluate", str(small_run), "--extractor=inception", "--metrics=kid")
     assert f"download {address} and put it at {file}" in said
-    said = complaint(capfd, "train", *TINY, f"--run.dir={tmp_path / 'run'}", "--eval.every=2", "--eval.metrics=[kid]")
+    said = complaint(capfd, "train", *TINY, f"--run.dir={tmp_path / 'run'}", "--eval.every=2", "--eval.metrics=kid")
     assert f"put it at {file}" in said
     assert not (tmp_path / "run").exists()
     file.write_bytes(b"something else")
@@ -382,7 +384,7 @@ def test_a_classifier_needs_labels(tmp_path, capfd):
     for i in range(12):
         Image.new("L", (32, 32), i).save(tmp_path / "pictures" / f"{i}.png")
     source = ["--data.source=folder", f"--data.path={tmp_path / 'pictures'}", "--data.channels=1"]
-    argv = [*EVALUATED, f"--run.dir={tmp_path / 'run'}", *source, "--eval.metrics=[kd_classifier]"]
+    argv = [*EVALUATED, f"--run.dir={tmp_path / 'run'}", *source, "--eval.metrics=kd_classifier"]
     assert "no labels to train the classifier on" in complaint(capfd, "train", *argv)
 
 
