@@ -8,7 +8,7 @@ from typing import Any
 
 from distgan import checkpoint
 from distgan.config import DataConfig
-from distgan.data.store import cache_folder
+from distgan.data.store import cache_folder, writing
 
 
 def folder(images: DataConfig, kind: str, described: list[Any]) -> Path:
@@ -22,13 +22,11 @@ def keep(folder: Path, files: checkpoint.Files, state: dict[str, Any]) -> None:
     Raises:
         ValueError: the cache cannot be written.
     """
-    try:
-        if folder.exists() and not checkpoint.is_whole(folder):
-            shutil.rmtree(folder)
-        checkpoint.commit(folder, files, state)
-    except OSError as error:
-        if not checkpoint.is_whole(folder):
-            raise ValueError(
-                f"the cache folder {folder.parent} cannot be written ({error.strerror}): choose another with "
-                "--data.cache=DIR."
-            ) from error
+    with writing(folder.parent):
+        try:
+            if folder.exists() and not checkpoint.is_whole(folder):
+                shutil.rmtree(folder)
+            checkpoint.commit(folder, files, state)
+        except OSError:
+            if not checkpoint.is_whole(folder):
+                raise

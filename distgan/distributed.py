@@ -93,6 +93,17 @@ def check(train: TrainConfig) -> None:
         raise ValueError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
 
 
+def check_launcher() -> None:
+    """The same for what trains nothing: whatever precision the launcher asks for will do.
+
+    Raises:
+        ValueError: one sentence that says what to change.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    precision: Any = launched if launched in ("bf16", "fp16") else "fp32"
+    check(TrainConfig(batch_size=launched_ranks()[1], precision=precision))
+
+
 def check_gpus() -> None:
     """Checks that each of this machine's processes has a GPU that works, unless the CPU is wanted. Touches none.
 

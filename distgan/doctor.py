@@ -81,10 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def facts_here(rank: int) -> dict[str, Any]:
     """What this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision: Any = launched if launched in ("bf16", "fp16") else "fp32"
     try:
-        distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1], precision=precision))
+        distributed.check_launcher()
         distributed.check_gpus()
         refused = None
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,9 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: there is no generator, or what it is to be compared with is missing or does not fit.
     """
     arguments = _parse(argv)
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # whatever it is, measuring is in fp32
-    precision: Any = launched if launched in ("bf16", "fp16") else "fp32"
-    distributed.check(TrainConfig(batch_size=distributed.launched_ranks()[1], precision=precision))
+    distributed.check_launcher()
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():
             distributed.check_gpus()

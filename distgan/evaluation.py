@@ -29,8 +29,6 @@ _NEIGHBOUR = 5  # of PRDC
 _PRDC_MOST = 10_000  # images of each kind, as its authors take: it compares all pairs
 _BLOCK = 1000  # images of each kind in a block of KID
 
-_DISTANCE = {"inception": "fid", "classifier": "fd_classifier"}
-
 
 class Measured(NamedTuple):
     """What was measured, and how."""
@@ -127,11 +125,12 @@ class Evaluation:
     def _numbers(self, real: "_LookedAt", fake: "_LookedAt") -> dict[str, float]:
         """On rank zero: every number that is asked for."""
         device = self._ranks.accelerator.device
+        distance, score, _, _ = EVAL_METRICS[self._config.extractor]
         numbers: dict[str, float] = {}
         for name in self._config.measured:
-            if name == _DISTANCE[self._config.extractor]:
+            if name == distance:
                 numbers[name] = metrics.frechet(real.moments, fake.moments)
-            elif name.startswith("is"):
+            elif name == score:
                 numbers[name], numbers[f"{name}_std"] = fake.classes.score()
             elif name == "prdc":
                 rows = (of.rows[:_PRDC_MOST].to(device) for of in (real, fake))
@@ -211,7 +210,7 @@ class Evaluation:
 
     @property
     def _asks_for_kid(self) -> bool:
-        return any(name.startswith(("kid", "kd")) for name in self._config.measured)
+        return EVAL_METRICS[self._config.extractor][2] in self._config.measured
 
     def _protocol(self, *, seed: int, weights: str) -> dict[str, Any]:
         num, images = self._config.num, self._real.images

@@ -9,7 +9,6 @@ from typing import Any
 
 from distgan import __version__, trained
 from distgan import config as configuration
-from distgan.checkpoint import load_generator
 from distgan.config import Config
 from distgan.models import Generator
 from distgan.pictures import grid
@@ -44,7 +43,7 @@ def export(run: str, to: Path) -> None:
     folder = RunFolder(run)
     if not folder.config.exists():
         raise ValueError(f"{run} is not the folder of a run: there is no config.yaml in it.")
-    generator = load_generator(folder.generator)
+    found = trained.find(str(folder.generator))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"--to is {to}, which is in use: choose a new folder.")
     try:
@@ -53,13 +52,12 @@ def export(run: str, to: Path) -> None:
             shutil.copyfile(folder.generator / name, to / name)
         shutil.copyfile(folder.config, to / "recipe.yaml")
         config = configuration.load(folder.config)
-        grid(generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")
-        found = trained.find(run)
+        grid(found.generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")
         if found.evaluation is not None:
             shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
         if folder.extractor.exists():
             shutil.copyfile(folder.extractor, to / folder.extractor.name)
-        (to / "README.md").write_text(card(config, generator, found.step, found.evaluation))
+        (to / "README.md").write_text(card(config, found.generator, found.step, found.evaluation))
     except OSError as error:
         raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
 

@@ -65,25 +65,14 @@ def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
     return network.requires_grad_(False)
 
 
-def refuse_without_labels(images: DataConfig) -> None:
-    """Checks that a classifier can be trained on these images.
-
-    Raises:
-        ValueError: they have no labels.
-    """
+def _trained(images: DataConfig) -> tuple[Path, float]:
+    """The classifier of these images, out of the cache or trained now, and its accuracy."""
     found = data.load(images)
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         raise ValueError(
             f"{images.source} has no labels to train the classifier on: choose the extractor inception, or give the "
             "weights of a classifier."
         )
-
-
-def _trained(images: DataConfig) -> tuple[Path, float]:
-    """The classifier of these images, out of the cache or trained now, and its accuracy."""
-    refuse_without_labels(images)
-    found = data.load(images)
-    assert found.labels is not None and found.classes is not None
     described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
     folder = cache.folder(images, "extractors", described)
     if not checkpoint.is_whole(folder):

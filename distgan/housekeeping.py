@@ -198,8 +198,8 @@ class Housekeeping:
         saving = saving or self.done(step)
         if saving and not log and (bad := self._ranks.on_rank_zero(self._not_finite)) is not None:
             troubles = [self._guard.not_finite(step, bad)]
-        if troubles and self._act_on(troubles):
-            return self._roll_back(min(troubles, key=lambda trouble: trouble.since))
+        if troubles and (back_from := self._act_on(troubles)) is not None:
+            return self._roll_back(back_from)
         if self._stopped:
             self._ranks.say(f"stop signal: saving step {step}")
         if saving or self.done(step):
@@ -208,7 +208,7 @@ class Housekeeping:
 
     def _log(self, step: int, *, evaluate: bool) -> list[Trouble]:
         """Records a line of metrics, and has the guard judge it."""
-        rates = {f"lr/{name}": adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+        rates = {f"lr/{name}": rate for name, rate in self._rates.items()}
         numbers = {**self._meter.means(self._ranks), **rates}
         seen, not_finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._not_finite()))
         numbers |= seen
@@ -257,13 +257,18 @@ class Housekeeping:
         return None
 
     @property
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of each network."""
+        return {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
+
+    @property
     def _on_watch(self) -> Watch:
         """On rank zero."""
         assert self._watch is not None
         return self._watch
 
-    def _act_on(self, troubles: list[Trouble]) -> bool:
-        """Says what is wrong, and decides whether to roll back.
+    def _act_on(self, troubles: list[Trouble]) -> Trouble | None:
+        """Says what is wrong, and returns what to roll back from, if that is to be done.
 
         Raises:
             NotFiniteError: nothing is left to go on with or to save.
@@ -274,14 +279,14 @@ class Housekeeping:
         first = min(troubles, key=lambda trouble: trouble.since)
         why_not = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._why_not_back(first)))
         if what == "rollback" and why_not is None:
-            return True
+            return first
         hint = "--guard.on_trouble=rollback goes on from the last good checkpoint."
         self._advice = why_not or hint if what == "rollback" or why_not is None else "Nothing was saved before."
         if first.not_finite:
             raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {first.what}. {self._advice}"))
         if what != "warn":
             self._trouble = first
-        return False
+        return None
 
     def _why_not_back(self, trouble: Trouble) -> str | None:
         """On rank zero."""
@@ -292,8 +297,7 @@ class Housekeeping:
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
         at = self._step
-        rates = {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-        every = self._config.checkpoint.every
+        rates, every = self._rates, self._config.checkpoint.every
         go_back = lambda: rollback.go_back(self._folder, trouble, at=at, rates=rates, every=every)  # noqa: E731
         self._ranks.on_rank_zero(lambda: self._writing_down(go_back))
         step = self.resume()

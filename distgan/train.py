@@ -102,12 +102,12 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
         networks=networks,
         optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
     )
-    if evaluation is not None:
-        evaluation.join(ranks)
     step = house.resume()
     if house.done(step):  # before this invocation began
         house.end()
         return
+    if evaluation is not None:
+        evaluation.join(ranks)
 
     # ------------------------------------------------------------------------------------------------------------------
     # The loop.

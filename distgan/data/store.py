@@ -102,7 +102,7 @@ def store_folder(source: Source, data: DataConfig) -> Path:
         fingerprint = memo.read_text()
     except OSError:
         fingerprint = source.fingerprint()
-        with _writing(cache):
+        with writing(cache):
             memo.parent.mkdir(parents=True, exist_ok=True)
             _replace(memo, fingerprint)
     made = [_FORMAT, fingerprint, data.image_size, data.channels or source.channels, data.skip_bad]
@@ -181,7 +181,7 @@ def _open(folder: Path) -> Images | None:
 def _prepare_alone(source: Source, data: DataConfig) -> Images:
     """Prepares the store while every other process on this machine that wants it waits."""
     folder = store_folder(source, data)
-    with _writing(folder.parent):
+    with writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock")) as alone:
             images = _open(folder)  # somebody else was first
@@ -291,7 +291,8 @@ def _lock(file: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Around what writes in the cache; raises ValueError where that fails."""
     try:
         yield
     except OSError as error:
