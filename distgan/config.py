@@ -37,6 +37,11 @@ def _non_negative(key: str, value: float) -> None:
         raise ValueError(f"{key} is {value}, but must be at least 0.")
 
 
+def _named(names: str | None) -> list[str]:
+    """What stands between commas."""
+    return [name.strip() for name in names.split(",")] if names is not None else []
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run: where it lives, its seed, how far this invocation goes."""
@@ -46,7 +51,8 @@ class RunConfig:
     seed: int = 0
     """Every random draw of the run is a function of this seed and of what the draw is for."""
     extend: int = 0
-    """Train this many generator updates beyond `train.steps`: more steps of the same run."""
+    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused where
+    `optim.schedule` has brought the learning rate to 0 by then."""
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
     timeout: float = 600.0
@@ -114,12 +120,24 @@ class ModelConfig:
     """Channels next to the image; they double with each halving of the resolution."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
+    d_width: int | None = None
+    """The same of the discriminator alone; `width` where left open."""
+    d_norm: Literal["batch", "spectral", "none"] | None = None
+    """What normalises the discriminator: batch norm; spectral norm of every weight, one power iteration per update; or
+    nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet."""
+    conditional: bool = False
+    """Give the labels to both networks: class-conditional batch norm in the generator, projection in the
+    discriminator."""
+    init: Literal["paper", "orthogonal"] = "paper"
+    """Starting weights: the architecture's paper's, or orthogonal matrices."""
     sync_batchnorm: bool = True
     """Take batch norm's statistics over the images of all ranks. If false each rank normalises by its own share, which
     makes results depend on the number of ranks; rank zero's running statistics are then what is saved and exported."""
 
     def __post_init__(self) -> None:
         _at_least("model.width", self.width, 1)
+        if self.d_width is not None:
+            _at_least("model.d_width", self.d_width, 1)
         _at_least("model.latent_dim", self.latent_dim, 1)
 
 
@@ -128,7 +146,48 @@ class LossConfig:
     """The adversarial loss."""
 
     name: str = "non_saturating"
-    """Name of a loss in `distgan.losses.LOSSES`."""
+    """Name of a loss in `distgan.losses.LOSSES`: non_saturating, least_squares, wasserstein, hinge, relativistic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """What is added to the discriminator's loss for the sake of its gradient with respect to images."""
+
+    name: str | None = None
+    """Names in `distgan.penalties.PENALTIES`, with commas between them: wgan_gp, r1, r2; nothing where left open."""
+    weight: float | None = None
+    """What each is multiplied by: WGAN-GP's lambda, or R1's and R2's gamma, half of which multiplies the squared norm;
+    10 where left open."""
+    every: int = 1
+    """Compute it at every n-th update of the discriminator alone, n times as heavy."""
+
+    def __post_init__(self) -> None:
+        if self.weight is not None:
+            _positive("penalty.weight", self.weight)
+        _at_least("penalty.every", self.every, 1)
+        for key, default in {"weight": None, "every": 1}.items():
+            if self.name is None and getattr(self, key) != default:
+                raise ValueError(f"penalty.{key} is {getattr(self, key)}, but no penalty is named: set penalty.name.")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"penalty.name is {self.name}, which has a name twice.")
+
+    @property
+    def names(self) -> list[str]:
+        """The penalties, one by one."""
+        return _named(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Differentiable augmentation of what the discriminator sees, real and fake, in both steps: DiffAugment."""
+
+    policy: str | None = None
+    """Names with commas between them, in this order: color, translation, cutout; nothing where left open."""
+
+    @property
+    def names(self) -> list[str]:
+        """The augmentations, one by one."""
+        return _named(self.policy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +196,19 @@ class OptimConfig:
 
     lr: float = 2e-4
     """Learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on: constant, or to 0 at `train.steps` in a line or along a cosine."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates of the first and second moment."""
+    clip_weights: float | None = None
+    """Keep every weight of the discriminator within plus and minus this: WGAN's constraint, after each update."""
 
     def __post_init__(self) -> None:
         _positive("optim.lr", self.lr)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas is {list(self.betas)}, but each must be at least 0 and below 1.")
+        if self.clip_weights is not None:
+            _positive("optim.clip_weights", self.clip_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +218,7 @@ class EmaConfig:
     half_life: float = 10_000
     """Images (real ones seen by the discriminator) after which a weight's share has halved; 0 averages nothing."""
     ramp: float = 0.05
-    """Early on the half-life is at most this share of the images seen so far."""
+    """Early on the half-life is this share of the images seen so far, until it is reached."""
 
     def __post_init__(self) -> None:
         _non_negative("ema.half_life", self.half_life)
@@ -266,9 +331,7 @@ class EvalConfig:
     @property
     def measured(self) -> list[str]:
         """The metrics, with what stands for none."""
-        if self.metrics is None:
-            return [EVAL_METRICS[self.extractor][0], "prdc"]
-        return [name.strip() for name in self.metrics.split(",")]
+        return _named(self.metrics) or [EVAL_METRICS[self.extractor][0], "prdc"]
 
 
 EVAL_METRICS = {
@@ -307,6 +370,8 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     train: TrainConfig = TrainConfig()
@@ -314,6 +379,33 @@ class Config:
     track: TrackConfig = TrackConfig()
     eval: EvalConfig = EvalConfig()
     guard: GuardConfig = GuardConfig()
+
+    def __post_init__(self) -> None:
+        """Refuses what is each by itself possible and makes no sense together."""
+        clip, spectral = self.optim.clip_weights, self.model.d_norm == "spectral"
+        if self.loss.name == "wasserstein" and clip is None and not spectral and self.penalty.name is None:
+            raise ValueError(
+                "loss.name is wasserstein, whose critic grows without bound unless something holds it: set "
+                "penalty.name=wgan_gp, optim.clip_weights or model.d_norm=spectral (Arjovsky et al. 2017, section 3)."
+            )
+        if clip is not None and self.loss.name in ("non_saturating", "least_squares", "hinge", "relativistic"):
+            raise ValueError(
+                f"optim.clip_weights is {clip}, but loss.name is {self.loss.name}: clipping makes the critic of "
+                "wasserstein Lipschitz, and would only weaken another discriminator; leave it out."
+            )
+        if clip is not None and (spectral or "wgan_gp" in self.penalty.names):
+            other = "model.d_norm is spectral" if spectral else "penalty.name has wgan_gp"
+            raise ValueError(
+                f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: leave "
+                "one out."
+            )
+        if self.penalty.name is not None and self.model.d_norm == "batch":
+            raise ValueError(BATCH_NORM_AND_PENALTY)
+        if self.run.extend and self.optim.schedule != "constant":
+            raise ValueError(
+                f"run.extend is {self.run.extend}, but optim.schedule is {self.optim.schedule}, by which the learning "
+                f"rate is 0 from step {self.train.steps} on: start a new run with train.init_from."
+            )
 
     @property
     def last_step(self) -> int:
@@ -325,6 +417,11 @@ class Config:
         """Real images that the discriminator sees per generator update: the unit of `images_seen` and of half-lives."""
         return self.train.batch_size * self.train.d_steps
 
+
+BATCH_NORM_AND_PENALTY = (
+    "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one image "
+    "depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or spectral."
+)
 
 # Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
 _HOUSEKEEPING = re.compile(

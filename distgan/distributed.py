@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from torch import Tensor
 
 from distgan import __version__
 from distgan.config import TrainConfig
@@ -247,6 +248,19 @@ class Ranks:
     def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward of one piece: only with the last do gradients cross the wire, all at once."""
         return nullcontext() if last else self.accelerator.no_sync(network)
+
+    def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
+        """The network without the autocast that Accelerate wraps around its forward, and so without half the digits."""
+
+        def run(*inputs: Any) -> Tensor:
+            wrapped = vars(network).pop("forward", None)  # over the class's own
+            try:
+                return network(*inputs)
+            finally:
+                if wrapped is not None:
+                    network.forward = wrapped
+
+        return run
 
     def refuse_differences(self, described: dict[str, Any]) -> None:
         """Collective: refuses ranks that describe themselves otherwise than rank zero.

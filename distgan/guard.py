@@ -94,9 +94,9 @@ _SIGNS = {
 class Guard:
     """Judges a run at its log points."""
 
-    def __init__(self, config: GuardConfig, *, start: int = 0) -> None:
-        """Args: the bounds of its patience; the step from which on it judges."""
-        self._config = config
+    def __init__(self, config: GuardConfig, *, probability: bool = True, start: int = 0) -> None:
+        """Args: the bounds of its patience; whether scores are probabilities; the step from which on it judges."""
+        self._config, self._probability = config, probability
         # By sign: how often in a row it was seen, the last step without it, and whether it was told.
         self._streaks: dict[str, tuple[int, int, bool]] = {}
         self._judged = {"log": start, "eval": start}  # the last steps at which there was something to judge
@@ -119,7 +119,8 @@ class Guard:
         for name, sign in _SIGNS.items():
             kind = sign.needs[0].split("/")[0]
             values = [numbers[need] for need in sign.needs if need in numbers]
-            if len(values) < len(sign.needs):
+            scores = any(need.startswith("score/") for need in sign.needs)
+            if len(values) < len(sign.needs) or (scores and not self._probability):
                 continue
             count, since, told = self._streaks.pop(name, (0, self._judged["eval" if kind == "eval" else "log"], False))
             if images_seen <= self._config.after or not sign.seen(*values):
@@ -127,11 +128,18 @@ class Guard:
             lasts = count + 1 >= (_EVALUATIONS if kind == "eval" else self._config.patience)
             self._streaks[name] = (count + 1, since, lasts)
             if lasts and not told:
-                found.append(Trouble(sign.what.format(*values), since, sign.winners or _winners(numbers)))
+                found.append(Trouble(sign.what.format(*values), since, sign.winners or self._winners(numbers)))
         self._judged["log"] = step
         if any(name.startswith("eval/") for name in numbers):
             self._judged["eval"] = step
         return found
+
+    def _winners(self, numbers: Mapping[str, float]) -> tuple[Network, ...]:
+        """Which network is ahead by the discriminator's verdicts; both where neither is clearly."""
+        ahead = numbers["score/real"] - numbers["score/fake_before"]
+        if not self._probability or 0 <= ahead <= 0.5:
+            return _BOTH
+        return ("discriminator",) if ahead > 0 else ("generator",)
 
     def not_finite(self, step: int, what: str) -> Trouble:
         """What is wrong where something is no number any more; no checkpoint has such a thing."""
@@ -154,16 +162,26 @@ class Guard:
         self._judged = dict(state["judged"])
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Real images that the guard looks at."""
+
+    pixels: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor | None = None
+    """(N,), where the networks take labels."""
+
+
 class Watch:
     """What the guard wants to know at a log point and no loss tells, computed on rank zero."""
 
     def __init__(
-        self, generator: Generator, discriminator: nn.Module, *, real: Tensor, unseen: Tensor | None, seed: int
+        self, generator: Generator, discriminator: nn.Module, *, real: Watched, unseen: Watched | None, seed: int
     ) -> None:
-        """Args: both networks; training images, and others of the same kind, uint8 (N, C, H, W); the samples' seed."""
+        """Args: both networks; training images, and others of the same kind; the samples' seed."""
         self._generator, self._discriminator, self._seed = generator, discriminator, seed
         self._real, self._unseen = real, unseen
-        self._variance = _variance(map(_scaled, torch.split(real, CHUNK)))
+        self._variance = _variance(map(_scaled, torch.split(real.pixels, CHUNK)))
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
@@ -179,17 +197,19 @@ class Watch:
             numbers["guard/spread"] = math.sqrt(_variance([samples.double()]) / self._variance)
         if self._unseen is not None:
             with eval_mode(self._discriminator):
-                fake = float(self._discriminator(samples).double().mean())
+                fake = float(self._discriminator(samples, self._generator.labels(0, seed=self._seed)).double().mean())
                 train, unseen = (self._logit(images) for images in (self._real, self._unseen))
             if train - fake > 1:  # else there is nothing to measure by
                 numbers["guard/memory"] = (train - unseen) / (train - fake)
         return numbers
 
-    def _logit(self, images: Tensor) -> float:
+    def _logit(self, images: Watched) -> float:
         """The mean of D's logits, over parts of the size that it is trained on or less."""
-        like = next(self._discriminator.parameters())
-        parts = (_scaled(part).to(like.device, like.dtype) for part in torch.split(images, CHUNK))
-        return sum(float(self._discriminator(part).double().sum()) for part in parts) / len(images)
+        like, total = next(self._discriminator.parameters()), 0.0
+        for part in torch.split(torch.arange(len(images.pixels)), CHUNK):
+            y = images.labels[part].to(like.device) if images.labels is not None else None
+            total += float(self._discriminator(_scaled(images.pixels[part]).to(like), y).double().sum())
+        return total / len(images.pixels)
 
 
 def _scaled(images: Tensor) -> Tensor:
@@ -198,14 +218,6 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 _BOTH: tuple[Network, ...] = ("generator", "discriminator")
-
-
-def _winners(numbers: Mapping[str, float]) -> tuple[Network, ...]:
-    """Which network is ahead by the discriminator's verdicts; both where neither is clearly."""
-    ahead = numbers["score/real"] - numbers["score/fake_before"]
-    if ahead > 0.5:
-        return ("discriminator",)
-    return ("generator",) if ahead < 0 else _BOTH
 
 
 def _variance(parts: Iterable[Tensor]) -> float:

@@ -21,13 +21,15 @@ from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
 from distgan.run_folder import Claim, RunFolder
+from distgan.schedules import Rates
 from distgan.seeding import RunSeed
 from distgan.standing import Standing, bring_back_exports, export_best
 from distgan.tracking import Meter, Tracker, offline_wandb_runs
 
 T = TypeVar("T")
 
-_GRID = 64  # images in the sample grid
+_COLUMNS = 8  # of the sample grid, and its rows
+_ROWS = 32  # at most, where there is one for each class
 
 
 class Housekeeping:
@@ -47,15 +49,20 @@ class Housekeeping:
         evaluation: Evaluation | None,
         watch: Watch | None,
         meter: Meter,
+        probability: bool,
+        rates: Rates,
         average: Generator,
         shape: models.Shape,
         fingerprint: str,
         networks: dict[str, nn.Module],
         optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]],
     ) -> None:
-        """Args: among others the seed that the loop draws from, and on rank zero what the guard watches by."""
+        """Args: among others the seed that the loop draws from, on rank zero what the guard watches by, and whether
+        the loss's scores are probabilities.
+        """
         self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
         self._seed, self._evaluation, self._watch = seed, evaluation, watch
+        self._probability, self._rates = probability, rates
         self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
         self._networks, self._optimizers = networks, optimizers
         self._until = min(config.last_step, config.run.stop_at or config.last_step)
@@ -63,7 +70,7 @@ class Housekeeping:
         self._stopped = False
         self._step = 0
         self._wandb_id: str | None = None
-        self._guard, self._standing = Guard(config.guard), Standing(config.eval)
+        self._guard, self._standing = self._new_guard(), Standing(config.eval)
         self._trouble: Trouble | None = None  # that ends the run
         self._advice = ""  # what to do about it
         self._lost = 0  # steps that rollbacks took back
@@ -84,7 +91,7 @@ class Housekeeping:
         if found is None:
             self._ranks.on_rank_zero(lambda: self._writing_down(self._folder.begin_anew))
         happened = self._ranks.on_rank_zero(lambda: rollback.happened(self._folder))
-        self._standing, self._guard = Standing(self._config.eval), Guard(self._config.guard)
+        self._standing, self._guard = Standing(self._config.eval), self._new_guard()
         if found is not None:
             state = checkpoint.read_state(found)
             if state["images"] != self._fingerprint:
@@ -111,7 +118,7 @@ class Housekeeping:
                 f"{attempt}: bring back a copy of the file."
             )
         self._gone_back = attempt < rolled_back
-        self._guard = Guard(self._config.guard, start=self._step)
+        self._guard = self._new_guard()
         if "guard" in state and not self._gone_back:  # it is not in checkpoints from before there was one
             self._guard.load_state(state["guard"])
         if "standing" in state:
@@ -120,13 +127,16 @@ class Housekeeping:
         if not self._ranks.on_rank_zero(lambda: self._writing_down(lambda: bring_back_exports(*there))):
             self._standing.best = None  # it was not kept, when another took its place
 
+    def _new_guard(self) -> Guard:
+        """One that judges from here on."""
+        return Guard(self._config.guard, probability=self._probability, start=self._step)
+
     def _take_up_rollbacks(self, happened: list[dict[str, Any]]) -> None:
         """Draws and learning rates follow from the rollbacks that were written down, also after a resume."""
         self._seed.attempt = len(happened)
         self._lost = sum(one["at"] - one["back_to"] for one in happened)
-        for name, (adam, _) in self._optimizers.items() if happened else ():
-            for group in adam.param_groups:
-                group["lr"] = happened[-1]["lr"][name]
+        if happened:
+            self._rates.base |= happened[-1]["lr"]
 
     def __enter__(self) -> Self:
         self._tracker = Tracker(self._ranks.accelerator, self._folder, self._config)
@@ -188,8 +198,7 @@ class Housekeeping:
         log = step % track.log_every == 0 or end or evaluate
         troubles = self._log(step, evaluate=evaluate) if log else []
         if step % track.sample_every == 0 or end:
-            seed = self._config.run.seed
-            self._record("the samples", lambda: self._tracker.samples(step, self._average.sample(_GRID, seed=seed)))
+            self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS))
         agreed = self._requests.agreed(save=self._save_is_due(log), failed=self._writing.failed())
         self._stopped = agreed.stop
         if agreed.failed:
@@ -206,9 +215,16 @@ class Housekeeping:
             self._save(step)
         return step
 
+    def _grid(self) -> torch.Tensor:
+        """Samples of fixed latents; of a generator that takes labels, a row of each class."""
+        seed, classes = self._config.run.seed, range(min(len(self._average.classes), _ROWS))
+        if classes:
+            return self._average.sample_rows(classes, _COLUMNS, seed=seed)
+        return self._average.sample(_COLUMNS**2, seed=seed)
+
     def _log(self, step: int, *, evaluate: bool) -> list[Trouble]:
         """Records a line of metrics, and has the guard judge it."""
-        rates = {f"lr/{name}": rate for name, rate in self._rates.items()}
+        rates = {f"lr/{name}": rate for name, rate in self._rates.now.items()}
         numbers = {**self._meter.means(self._ranks), **rates}
         seen, not_finite = self._ranks.on_rank_zero(lambda: (self._on_watch.look(), self._not_finite()))
         numbers |= seen
@@ -257,11 +273,6 @@ class Housekeeping:
         return None
 
     @property
-    def _rates(self) -> dict[str, float]:
-        """The learning rate of each network."""
-        return {name: adam.param_groups[0]["lr"] for name, (adam, _) in self._optimizers.items()}
-
-    @property
     def _on_watch(self) -> Watch:
         """On rank zero."""
         assert self._watch is not None
@@ -297,7 +308,7 @@ class Housekeeping:
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
         at = self._step
-        rates, every = self._rates, self._config.checkpoint.every
+        rates, every = self._rates.base, self._config.checkpoint.every
         go_back = lambda: rollback.go_back(self._folder, trouble, at=at, rates=rates, every=every)  # noqa: E731
         self._ranks.on_rank_zero(lambda: self._writing_down(go_back))
         step = self.resume()

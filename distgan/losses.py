@@ -1,14 +1,16 @@
 """Adversarial losses: logits in, scalar out, nothing else.
 
 A loss is an object with the members of `Loss`; its name in `LOSSES` is what `loss.name` takes. Means are over the
-images of a rank; ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch.
+images of a rank; ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch. A loss does
+no FLOPs that count, and is no collective; a paired one costs one more forward pass of the discriminator in the
+generator's step, whose gradient is not computed.
 """
 
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 from distgan.config import nearest
 
@@ -18,6 +20,9 @@ class Loss(Protocol):
 
     paired: bool
     """Whether the generator's loss needs the logits of real images too."""
+
+    probability: bool
+    """Whether `score` is a probability, by which the guard can tell who wins."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """The discriminator's loss, a scalar."""
@@ -37,6 +42,7 @@ class NonSaturating:
     """
 
     paired = False
+    probability = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return softplus(-_wide(real_logits)).mean() + softplus(_wide(fake_logits)).mean()
@@ -49,7 +55,80 @@ class NonSaturating:
         return torch.sigmoid(_wide(logits)).mean()
 
 
-LOSSES: dict[str, type[Loss]] = {"non_saturating": NonSaturating}
+class _ByLogits:
+    """Of losses whose logits are the verdict itself."""
+
+    paired = False
+    probability = False
+
+    def score(self, logits: Tensor) -> Tensor:
+        """The mean logit."""
+        return _wide(logits).mean()
+
+
+class LeastSquares(_ByLogits):
+    """LSGAN (Mao et al. 2017, eq. 9): fakes to 0, real images to 1, and G wants its own at 1.
+
+    L_D = E[(l(x) - 1)^2] / 2 + E[l(G(z))^2] / 2 and L_G = E[(l(G(z)) - 1)^2] / 2.
+    """
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return 0.5 * (_wide(real_logits) - 1).square().mean() + 0.5 * _wide(fake_logits).square().mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return 0.5 * (_wide(fake_logits) - 1).square().mean()
+
+
+class Wasserstein(_ByLogits):
+    """WGAN (Arjovsky et al. 2017, eq. 2 and algorithm 1): L_D = E[l(G(z))] - E[l(x)] and L_G = -E[l(G(z))].
+
+    `score/real` less `score/fake_before` is the critic's estimate of the distance, up to its Lipschitz constant.
+    """
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return _wide(fake_logits).mean() - _wide(real_logits).mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -_wide(fake_logits).mean()
+
+
+class Hinge(_ByLogits):
+    """The hinge loss (Lim and Ye 2017, eq. 7 and 8; Miyato et al. 2018, eq. 16 and 17).
+
+    L_D = E[max(0, 1 - l(x))] + E[max(0, 1 + l(G(z)))] and L_G = -E[l(G(z))].
+    """
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return relu(1 - _wide(real_logits)).mean() + relu(1 + _wide(fake_logits)).mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        return -_wide(fake_logits).mean()
+
+
+class Relativistic(_ByLogits):
+    """The relativistic paired loss (Jolicoeur-Martineau 2018, section 4.1; Huang et al. 2024, R3GAN, eq. 2).
+
+    L_D = -E[log sigmoid(l(x) - l(G(z)))] and L_G = -E[log sigmoid(l(G(z)) - l(x))], over pairs of a real image and a
+    fake of the same place in the batch, and so of the same class.
+    """
+
+    paired = True
+
+    def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return softplus(_wide(fake_logits) - _wide(real_logits)).mean()
+
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
+        assert real_logits is not None
+        return softplus(_wide(real_logits) - _wide(fake_logits)).mean()
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "non_saturating": NonSaturating,
+    "least_squares": LeastSquares,
+    "wasserstein": Wasserstein,
+    "hinge": Hinge,
+    "relativistic": Relativistic,
+}
 
 
 def build(name: str) -> Loss:

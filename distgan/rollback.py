@@ -43,7 +43,7 @@ def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str,
         folder: of a run that can go back.
         trouble: why.
         at: step at which it was noticed.
-        rates: the learning rate of each network.
+        rates: the learning rate of each network, from which its schedule starts.
         every: `checkpoint.every`.
     """
     good, attempt = _last_good(folder, trouble.since, every=every), len(happened(folder)) + 1

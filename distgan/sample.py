@@ -1,6 +1,7 @@
 """Draws images from a trained generator."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +13,33 @@ from distgan.checkpoint import load_generator
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan sample RUN --num 64 --out grid.png [--seed 0]`: one picture of all the images.
+    """`distgan sample RUN --num 64 --out grid.png [--seed 0] [--classes 0,3,7]`: one picture of all the images.
 
     Raises:
         ValueError: there is no generator, or the picture cannot be written.
     """
     parser = argparse.ArgumentParser(prog="distgan sample", description="Draw images from a trained generator.")
     parser.add_argument("run", help="folder of a run, or of an exported generator")
-    parser.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
+    parser.add_argument("--num", type=int, help="number of images (default: 64; with --classes 8 of each)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: grid.png)")
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
-    parser.add_argument("--classes", help="classes to draw, of a generator that was trained with labels")
+    parser.add_argument(
+        "--classes", help="numbers of classes with commas between them, of a generator trained with labels: a row each"
+    )
     arguments = parser.parse_args(argv)
     pictures.check(arguments.out)
     generator = load_generator(arguments.run).to("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.classes is not None:
-        raise ValueError(f"--classes is {arguments.classes}, but {arguments.run} was trained without labels.")
-    pictures.save(pictures.grid(generator.sample(arguments.num, seed=arguments.seed)), arguments.out)
+    if arguments.classes is None:
+        picture = pictures.grid(generator.sample(64 if arguments.num is None else arguments.num, seed=arguments.seed))
+    else:
+        if not re.fullmatch(r"\d+(,\d+)*", arguments.classes):
+            raise ValueError(f"--classes is {arguments.classes}, but must be numbers with commas, such as 0,3,7.")
+        columns, labels = (
+            8 if arguments.num is None else arguments.num,
+            [int(label) for label in arguments.classes.split(",")],
+        )
+        picture = pictures.grid(generator.sample_rows(labels, columns, seed=arguments.seed), columns=columns)
+    pictures.save(picture, arguments.out)
     print(arguments.out)
 
 

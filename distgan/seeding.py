@@ -6,6 +6,7 @@ come from NumPy's Philox on the CPU, whatever device trains: the same seed gives
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,6 +49,19 @@ def latents_by_index(seed: int, stream: str, first: int, count: int, *, dim: int
     """The latents of images first ... first + count - 1: (count, dim), each a function of its own index alone."""
     rows = [generator(seed, stream, i).standard_normal(dim, dtype=np.float32) for i in range(first, first + count)]
     return torch.from_numpy(np.stack(rows)).to(torch.get_default_dtype())
+
+
+def labels_by_index(seed: int, stream: str, first: int, count: int, *, counts: Sequence[int]) -> torch.Tensor:
+    """Labels of the same images: (count,) int64, drawn as often as `counts` has each of them."""
+    ends = np.cumsum(counts)
+    drawn = [generator(seed, f"{stream}.label", i).integers(ends[-1]) for i in range(first, first + count)]
+    return torch.from_numpy(np.searchsorted(ends, drawn, side="right"))
+
+
+def uniforms(seed: Seed, stream: str, step: int, *, batch: int, count: int, share: slice) -> torch.Tensor:
+    """This rank's share of `count` uniform numbers in [0, 1) for each image of a global batch: (share, count)."""
+    u = generator(seed, stream, step).random((batch, count), dtype=np.float32)
+    return torch.from_numpy(u[share]).to(torch.get_default_dtype())
 
 
 def order(seed: Seed, position: int, count: int, *, total: int) -> np.ndarray:

@@ -145,9 +145,9 @@ class Tracker:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=step)
 
-    def samples(self, step: int, images: Tensor) -> None:
+    def samples(self, step: int, images: Tensor, *, columns: int) -> None:
         """Writes the sample grid; images are uint8 (N, C, H, W)."""
-        picture = grid(images)
+        picture = grid(images, columns=columns)
         file = self._folder.samples / f"step_{step:08d}.png"
         try:
             picture.save(file)

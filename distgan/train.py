@@ -10,15 +10,17 @@ from torch import nn
 
 from distgan import checkpoint, data, distributed, losses, models, seeding
 from distgan import config as configuration
+from distgan.augment import Augment
 from distgan.config import Config, DataConfig
 from distgan.distributed import Ranks
 from distgan.ema import Average
 from distgan.evaluation import Evaluation
-from distgan.guard import WATCHED, Watch
+from distgan.guard import WATCHED, Watch, Watched
 from distgan.housekeeping import Housekeeping
 from distgan.models import Generator, eval_mode, frozen
-from distgan.penalties import Penalty
+from distgan.penalties import Given, Penalties
 from distgan.run_folder import Claim, RunFolder
+from distgan.schedules import Rates
 from distgan.seeding import RunSeed
 from distgan.tracking import Meter
 
@@ -34,12 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(config)
 
 
-def train(config: Config, *, penalty: Penalty | None = None) -> None:
+def train(config: Config) -> None:
     """Collective: trains to the end of the run, from where its folder stands; a stop signal saves and returns early.
-
-    Args:
-        config: the run.
-        penalty: what is added to the discriminator's loss.
 
     Raises:
         ValueError: a mistake of the user's, found before anything starts wherever it can be.
@@ -49,17 +47,17 @@ def train(config: Config, *, penalty: Penalty | None = None) -> None:
     with Ranks(timeout=config.run.timeout) as ranks:
         with ranks.alone():
             distributed.check_gpus()
-            prepared = _prepare(config, penalty)  # whatever can be wrong, before any GPU or process group is touched
+            prepared = _prepare(config)  # whatever can be wrong, before any GPU or process group is touched
             claim = prepared.folder.claim(config) if ranks.rank == 0 else None
         ranks.join(config.train, tracker=config.track.to)
-        _train(config, penalty, prepared, claim, ranks)
+        _train(config, prepared, claim, ranks)
 
 
-def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim: Claim | None, ranks: Ranks) -> None:
+def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ranks) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
-    loss, folder, images, shape, raw_G, raw_D, average, evaluation, unseen = prepared
+    loss, penalties, augment, folder, images, shape, raw_G, raw_D, average, evaluation, unseen = prepared
     networks = {"generator": raw_G, "discriminator": raw_D, "average": average.generator}
     accelerator = ranks.accelerator
     compared = {"images": images.fingerprint, "reference": evaluation.fingerprint if evaluation is not None else None}
@@ -81,8 +79,12 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
         "shares": shares,
         "device": accelerator.device,
     }
-    batches = data.Batches(images, config.data, **feed)
+    batches = data.Batches(images, config.data, labels=config.model.conditional, **feed)
     latents = data.Latents(dim=config.model.latent_dim, **feed)
+    draws = data.Draws(**feed)
+    critic = ranks.in_full_precision(raw_D)
+    adams = {"generator": adam_G, "discriminator": adam_D}
+    rates = Rates(adams, lr=config.optim.lr, schedule=config.optim.schedule, steps=config.train.steps)
     meter = Meter(_METRICS, accelerator.device)
 
     if ranks.world > 1:
@@ -96,6 +98,8 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
         evaluation=evaluation,
         watch=_watch(raw_G, raw_D, images, unseen, config) if ranks.rank == 0 else None,
         meter=meter,
+        probability=loss.probability,
+        rates=rates,
         average=average.generator,
         shape=shape,
         fingerprint=images.fingerprint,
@@ -116,35 +120,36 @@ def _train(config: Config, penalty: Penalty | None, prepared: "_Prepared", claim
     last = pieces - 1  # graphs at once break DDP's reduction
     with house:
         while not house.done(step):
+            rates.set(step)
             for k in range(config.train.d_steps):
+                penalty = penalties.at(step * config.train.d_steps + k)
                 for i in range(pieces):
-                    real, y = batches.at(step, k, i)
-                    z, fake_y = latents.at(step, k, i)
+                    (real, y), z, draw = batches.at(step, k, i), latents.at(step, k, i), draws.at(step, k, i)
                     with torch.set_grad_enabled(k + 1 == config.train.d_steps and pieces == 1):  # those G learns from
-                        fake = G(z, fake_y)
-                    real.requires_grad_(penalty is not None and penalty.on_real)
-                    fixed = fake.detach().requires_grad_(penalty is not None and penalty.on_fake)  # G is left alone
+                        fake = G(z, y)
+                    real = augment(real, draw, "real").requires_grad_(penalty.on_real)
+                    fixed = augment(fake.detach(), draw, "fake").requires_grad_(penalty.on_fake)  # G is left alone
                     with ranks.synced(D, last=i == last):
-                        real_logits, fake_logits = D(real, y), D(fixed, fake_y)
+                        real_logits, fake_logits = D(real, y), D(fixed, y)
                         loss_D = loss.discriminator(real_logits, fake_logits)
-                        if penalty is not None:  # in the one backward: a second one breaks DDP's reduction
-                            loss_D = loss_D + penalty(raw_D, real, y, real_logits, fixed, fake_y, fake_logits)
+                        # In the one backward: a second one breaks DDP's reduction.
+                        loss_D = loss_D + penalty(Given(critic, real, real_logits, fixed, fake_logits, y, draw))
                         accelerator.backward(loss_D / pieces)
                     meter.add("loss/discriminator", loss_D, pieces)
                     meter.add("score/real", loss.score(real_logits), pieces)
                     meter.add("score/fake_before", loss.score(fake_logits), pieces)
                 opt_D.step()
                 opt_D.zero_grad()
+                models.constrain(raw_D, clip=config.optim.clip_weights)
 
             with frozen(raw_D):  # no gradients of D's weights, nothing of D on the wire
                 for i in range(pieces):
                     with ranks.synced(G, last=i == last):
                         if pieces > 1:
-                            z, fake_y = latents.at(step, k, i)
-                            fake = G(z, fake_y)
-                            if loss.paired:
-                                real, y = batches.at(step, k, i)
-                        fake_logits = raw_D(fake, fake_y)
+                            (real, y), z, draw = batches.at(step, k, i), latents.at(step, k, i), draws.at(step, k, i)
+                            fake = G(z, y)
+                            real = augment(real, draw, "real") if loss.paired else real
+                        fake_logits = raw_D(augment(fake, draw, "generator"), y)
                         loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
                         accelerator.backward(loss_G / pieces)
                     meter.add("loss/generator", loss_G, pieces)
@@ -162,9 +167,11 @@ def check(config: Config) -> None:
     distributed.check(config.train)
     distributed.check_gpus()
     rank, world = distributed.launched_ranks()
-    _, folder, images, shape, *networks = _prepare(config)[:6]
+    prepared = _prepare(config)
     if rank != 0:
         return
+    folder, images, shape = prepared.folder, prepared.images, prepared.shape
+    networks = prepared.generator, prepared.discriminator
     in_G, in_D = (sum(p.numel() for p in network.parameters()) for network in networks)
     buffers_G, buffers_D = (sum(b.numel() for b in network.buffers()) for network in networks)
     # Each network with Adam's two moments, and the average; everything in fp32.
@@ -181,6 +188,8 @@ class _Prepared(NamedTuple):
     """What is ready before any GPU or process group is touched."""
 
     loss: losses.Loss
+    penalties: Penalties
+    augment: Augment
     folder: RunFolder
     images: data.Images
     shape: models.Shape
@@ -188,23 +197,22 @@ class _Prepared(NamedTuple):
     discriminator: nn.Module
     average: Average
     evaluation: Evaluation | None
-    unseen: torch.Tensor | None
+    unseen: Watched | None
     """Real images that nobody trains on, for rank zero's guard."""
 
 
-def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
+def _prepare(config: Config) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but caches: the prepared images, an extractor's weights."""
-    loss = losses.build(config.loss.name)
+    loss, augment = losses.build(config.loss.name), Augment(config.augment.names)
+    penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
     folder = RunFolder(config.run.dir)
     folder.check(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
-    shape = models.Shape(image_size=config.data.image_size, channels=images.channels)
+    classes = _classes(images, config.data) if config.model.conditional else ()
+    shape = models.Shape(image_size=config.data.image_size, channels=images.channels, classes=classes)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
-    if penalty is not None and models.has_batch_norm(discriminator):
-        raise ValueError(
-            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
-            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): use a discriminator without."
-        )
+    if config.penalty.names and models.has_batch_norm(discriminator):
+        raise ValueError(configuration.BATCH_NORM_AND_PENALTY)
     if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
         raise ValueError(
             f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "
@@ -220,27 +228,45 @@ def _prepare(config: Config, penalty: Penalty | None = None) -> _Prepared:
     if config.eval.every is not None:
         own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
         evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
-    unseen = _unseen(config.data) if rank == 0 else None
-    return _Prepared(loss, folder, images, shape, generator, discriminator, average, evaluation, unseen)
+    unseen = _unseen(config.data, labels=config.model.conditional) if rank == 0 else None
+    trained = (generator, discriminator, average)
+    return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
 
 
-def _unseen(images: DataConfig) -> torch.Tensor | None:
-    """Some real images that nobody trains on, uint8, where the source has them."""
+def _classes(images: data.Images, source: DataConfig) -> tuple[int, ...]:
+    """How many images each class has.
+
+    Raises:
+        ValueError: some of them have none.
+    """
+    if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
+        raise ValueError(
+            f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
+            f"{source.path or source.id or source.source} have no labels: sort a folder's pictures into sub-folders, "
+            "name data.label_column, or leave model.conditional out."
+        )
+    return tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
+
+
+def _unseen(images: DataConfig, *, labels: bool) -> Watched | None:
+    """Some real images that nobody trains on, where the source has them."""
     try:
         other = data.test_split(images)
     except ValueError:
         return None
     try:
-        return data.preview(data.find(other), other, WATCHED)
+        pixels, y = data.preview(data.find(other), other, WATCHED)
+        return Watched(pixels, y if labels else None)
     except ValueError as error:
         print(f"distgan: the guard does without images that nobody trains on: {error}", file=sys.stderr, flush=True)
         return None
 
 
-def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: torch.Tensor | None, config: Config) -> Watch:
+def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: Watched | None, config: Config) -> Watch:
     """What the guard looks by: images from all over the data, not from its first class."""
     some = torch.from_numpy(seeding.generator(0, "guard").permutation(len(images.pixels))[:WATCHED])
-    return Watch(G, D, real=images.pixels[some], unseen=unseen, seed=config.run.seed)
+    labels = images.labels[some] if config.model.conditional and images.labels is not None else None
+    return Watch(G, D, real=Watched(images.pixels[some], labels), unseen=unseen, seed=config.run.seed)
 
 
 def _newest_of(path: str) -> Path:
@@ -263,9 +289,9 @@ def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
 
 def _throwaway_passes(G: nn.Module, D: nn.Module, batches: data.Batches, latents: data.Latents) -> None:
     """One backward through each network that leaves no trace: statistics stand still, gradients are dropped."""
-    (real, y), (z, fake_y) = batches.at(0, 0), latents.at(0, 0)
+    (real, y), z = batches.at(0, 0), latents.at(0, 0)
     with eval_mode(G), eval_mode(D):
-        for logits_or_images in (D(real, y), G(z, fake_y)):
+        for logits_or_images in (D(real, y), G(z, y)):
             logits_or_images.mean().backward()
     for network in (G, D):
         network.zero_grad(set_to_none=True)

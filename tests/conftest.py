@@ -33,6 +33,30 @@ TINY = [
 ]
 
 
+# What TINY is changed by so that every loss, penalty, constraint, network, label, augmentation and schedule comes up.
+VARIANTS = {
+    "lsgan-labels-diffaugment-linear": [
+        *("--loss.name=least_squares", "--model.conditional=true", "--augment.policy=color,translation,cutout"),
+        "--optim.schedule=linear",
+    ],
+    "wgan-clipped-cosine": [
+        *("--loss.name=wasserstein", "--optim.clip_weights=0.03", "--optim.schedule=cosine", "--train.d_steps=2"),
+    ],
+    "wgan-gp-resnet": [
+        *("--model.architecture=resnet", "--loss.name=wasserstein", "--penalty.name=wgan_gp", "--train.d_steps=5"),
+        *("--optim.betas=[0,0.9]", "--model.width=2"),
+    ],
+    "sngan-labels-resnet-translation": [
+        *("--model.architecture=resnet", "--model.d_norm=spectral", "--model.conditional=true", "--loss.name=hinge"),
+        *("--augment.policy=translation", "--model.d_width=3", "--model.init=orthogonal", "--model.width=2"),
+    ],
+    "relativistic-r1-r2-lazy-spectral-dcgan-labels": [
+        *("--loss.name=relativistic", "--penalty.name=r1,r2", "--penalty.every=2", "--model.d_norm=spectral"),
+        *("--model.conditional=true", "--augment.policy=cutout"),
+    ],
+    "r1-unnormalised-dcgan": ["--penalty.name=r1", "--model.d_norm=none", "--train.d_steps=2"],
+}
+
 # An evaluation of seconds.
 QUICK = ["--extractor=classifier", "--num=300"]
 

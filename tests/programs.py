@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
@@ -21,14 +20,13 @@ from typing import ClassVar
 import sklearn.datasets  # noqa: F401  for the server: the digits' import takes as long as all of a tiny run
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import checkpoint, cli, data, evaluation, losses, metrics, models, tracking, train
+from distgan import checkpoint, cli, data, evaluation, losses, metrics, models, penalties, tracking, train
 from distgan.models import Architecture, Generator
 
 processes = multiprocessing.get_context("forkserver")
@@ -148,45 +146,41 @@ def float64() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-class Paired(losses.NonSaturating):
-    """The relativistic paired loss (Jolicoeur-Martineau 2018): a loss whose generator needs D(real)."""
+class Cubic:
+    """A made-up loss, paired: |l(x) - l(G(z)) - 1|^3."""
 
     paired = True
+    probability = False
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        return softplus(fake_logits - real_logits).mean()
+        return (real_logits - fake_logits - 1).abs().pow(3).mean()
 
-    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
         assert real_logits is not None
-        return softplus(real_logits - fake_logits).mean()
+        return (fake_logits - real_logits - 1).abs().pow(3).mean()
+
+    def score(self, logits: Tensor) -> Tensor:
+        return logits.mean()
 
 
-class R1:
-    """R1 and R2 (Mescheder et al. 2018, eq. 9), reusing the graphs of D(real) and D(fake)."""
+class Slope:
+    """A made-up penalty: the mean absolute slope at real images and fakes, out of the loss's own graphs."""
 
+    weight = 0.5
     on_real = on_fake = True
 
-    def __call__(
-        self,
-        discriminator: nn.Module,
-        real: Tensor,
-        y: Tensor | None,
-        real_logits: Tensor,
-        fake: Tensor,
-        fake_y: Tensor | None,
-        fake_logits: Tensor,
-    ) -> Tensor:
-        pairs = ((real_logits, real), (fake_logits, fake))
+    def __call__(self, given: penalties.Given) -> Tensor:
+        pairs = ((given.real_logits, given.real), (given.fake_logits, given.fake))
         gradients = (torch.autograd.grad(logits.sum(), images, create_graph=True)[0] for logits, images in pairs)
-        return 0.5 * sum(gradient.square().sum((1, 2, 3)).mean() for gradient in gradients)
+        return sum(gradient.abs().sum((1, 2, 3)).mean() for gradient in gradients)
 
 
-def paired_loss() -> None:
-    losses.LOSSES["paired"] = Paired
+def cubic_loss() -> None:
+    losses.LOSSES["cubic"] = Cubic
 
 
-def r1() -> None:
-    train.train = functools.partial(train.train, penalty=R1())
+def slope_penalty() -> None:
+    penalties.PENALTIES["slope"] = Slope
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
@@ -387,9 +381,9 @@ def only_one_learns(name: str, *, after: int, attempts: int = 1) -> None:
     class Unequal(train.Housekeeping):
         def keep(self, step: int) -> int:
             step = super().keep(step)
-            for network, (adam, _) in self._optimizers.items():
+            for network in self._optimizers:
                 faulty = step >= after and self._seed.attempt < attempts and network != name
-                adam.param_groups[0]["lr"] = self._config.optim.lr * (1e-9 if faulty else 1)
+                self._rates.base[network] = self._config.optim.lr * (1e-9 if faulty else 1)
             return step
 
     train.Housekeeping = Unequal

@@ -319,13 +319,13 @@ def test_a_preview_is_of_the_whole_source(tmp_path, pictures):
         for j in range(5):
             Image.new("L", (32, 32), 10 * i).save(tmp_path / "folder" / str(i) / f"{j}.png")
     config = DataConfig(source="folder", path=str(tmp_path / "folder"))
-    seen = store.preview(sources.find(config), config, 8)
+    seen = store.preview(sources.find(config), config, 8)[0]
     assert seen[:, 0, 0, 0].tolist() == [10 * i for i in range(8)]
     parquet = DataConfig(source="cifar10", path=str(cifar_folder(tmp_path / "parquet", pictures)))
-    assert np.array_equal(store.preview(sources.find(parquet), parquet, 11), in_file_order(pictures))
-    assert np.array_equal(store.preview(sources.find(parquet), parquet, 6)[:3], in_file_order(pictures)[:6:2])
+    assert np.array_equal(store.preview(sources.find(parquet), parquet, 11)[0], in_file_order(pictures))
+    assert np.array_equal(store.preview(sources.find(parquet), parquet, 6)[0][:3], in_file_order(pictures)[:6:2])
     idx = DataConfig(source="fashion_mnist", path=str(idx_folder(tmp_path / "idx", pictures[..., 0], [*range(10), 0])))
-    assert np.array_equal(store.preview(sources.find(idx), idx, 6)[:, 0], pictures[::2, :, :, 0])
+    assert np.array_equal(store.preview(sources.find(idx), idx, 6)[0][:, 0], pictures[::2, :, :, 0])
 
 
 @pytest.mark.parametrize(

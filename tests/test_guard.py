@@ -15,7 +15,7 @@ from torch import nn
 
 from distgan import models
 from distgan.config import GuardConfig, ModelConfig
-from distgan.guard import Guard, Watch
+from distgan.guard import Guard, Watch, Watched
 
 HEALTHY = {"loss/discriminator": 0.7, "score/real": 0.8, "score/fake_before": 0.2, "guard/spread": 0.9}
 SATURATED = HEALTHY | {"loss/discriminator": 0.001, "score/real": 0.999, "score/fake_before": 0.001}
@@ -96,6 +96,17 @@ def test_a_guard_that_is_taken_up_again_judges_as_if_it_had_never_stopped():
     assert expected[-1]
 
 
+class _Unlabelled(nn.Module):
+    """A discriminator out of layers that know no labels."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x, y=None):
+        return self.layers(x)
+
+
 def test_what_is_watched_has_a_closed_form():
     """A generator of known spread, and a discriminator that is a mean of pixels."""
     generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.Shape(image_size=32, channels=1), seed=0)
@@ -104,7 +115,7 @@ def test_what_is_watched_has_a_closed_form():
     discriminator[1].bias.data.zero_()
     rng = torch.Generator().manual_seed(0)
     real, unseen = (torch.randint(low, 256, (512, 1, 32, 32), dtype=torch.uint8, generator=rng) for low in (128, 64))
-    found = Watch(generator, discriminator, real=real, unseen=unseen, seed=0).look()
+    found = Watch(generator, _Unlabelled(discriminator), real=Watched(real), unseen=Watched(unseen), seed=0).look()
     samples = generator.images(0, seed=0).double()
     pixels = real.double() / 127.5 - 1
     apart = [torch.pdist(images.flatten(1)).square().mean().sqrt() for images in (samples, pixels)]

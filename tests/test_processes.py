@@ -3,15 +3,15 @@
 import functools
 
 import pytest
-from conftest import REPOSITORY, metrics
+from conftest import REPOSITORY, TINY, VARIANTS, metrics
 from programs import (
+    cubic_loss,
     float64,
     launch,
-    paired_loss,
     plain_networks,
-    r1,
     same_images_on_all_ranks,
     same_latents_on_all_ranks,
+    slope_penalty,
     slow_to_prepare,
 )
 
@@ -66,10 +66,24 @@ def test_nor_do_those_of_a_dcgan_whose_batch_norm_is_synchronised(tmp_path, setu
     assert dcgan(2, "--model.sync_batchnorm=false") != pytest.approx(one, rel=tolerance, abs=0)
 
 
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_nor_does_anything_beyond_dcgan(tmp_path, variant):
+    def losses(world):
+        run = tmp_path / str(world)
+        argv = [*TINY, *variant, f"--run.dir={run}", "--train.steps=6", "--track.log_every=1"]
+        assert launch(argv, world=world, setups=[float64]) == [0] * world
+        return [record[key] for record in metrics(run) for key in LOSSES]
+
+    one = losses(1)
+    assert len(set(one)) == 6 * len(LOSSES)
+    for world in (2, 3):
+        assert losses(world) == pytest.approx(one, rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_gradients_that_accumulate_over_pieces_make_the_same_updates(tmp_path, world):
-    setups = [float64, paired_loss, r1]
-    overrides = ["--loss.name=paired", "--train.d_steps=2", "--train.steps=6"]
+    setups = [float64, cubic_loss, slope_penalty]
+    overrides = ["--loss.name=cubic", "--penalty.name=slope", "--train.d_steps=2", "--train.steps=6"]
     whole = losses_of(tmp_path, "whole", 1, setups, *overrides)
     pieces = losses_of(tmp_path, "pieces", world, setups, *overrides, "--train.max_batch_per_device=5")
     assert pieces == pytest.approx(whole, rel=1e-9, abs=0)
@@ -86,7 +100,7 @@ def test_accumulation_is_refused_with_batch_norm_unless_the_share_fits(tmp_path)
 def test_a_penalty_on_a_discriminator_with_batch_norm_is_refused(tmp_path):
     log = tmp_path / "log"
     argv = [*PLAIN, "--model.architecture=dcgan", f"--run.dir={tmp_path / 'run'}"]
-    assert launch(argv, setups=[r1], log=log) == [2]
+    assert launch([*argv, "--penalty.name=r1"], log=log) == [2]
     assert "the gradient at one image depends on the others of its batch" in log.read_text()
 
 
@@ -96,10 +110,10 @@ def test_a_machine_that_prepares_its_images_slowly_does_not_time_the_others_out(
 
 
 def test_a_paired_loss_and_a_penalty_from_outside_fit_the_loop_on_any_number_of_processes(tmp_path):
-    setups = [float64, paired_loss, r1]
-    overrides = ["--loss.name=paired", "--train.d_steps=3", "--train.steps=6"]
-    one, two, three = (losses_of(tmp_path, "run", n, setups, *overrides) for n in (1, 2, 3))
+    setups = [float64, cubic_loss, slope_penalty]
+    overrides = ["--loss.name=cubic", "--train.d_steps=3", "--train.steps=6"]
+    one, two, three = (losses_of(tmp_path, "run", n, setups, *overrides, "--penalty.name=slope") for n in (1, 2, 3))
     assert two == pytest.approx(one, rel=1e-9, abs=0)
     assert three == pytest.approx(one, rel=1e-9, abs=0)
-    without = losses_of(tmp_path, "plain", 1, setups[:2], *overrides)
+    without = losses_of(tmp_path, "plain", 1, setups, *overrides)
     assert without != pytest.approx(one, rel=1e-3, abs=0)  # the penalty took part

@@ -6,7 +6,7 @@ import random
 import signal
 
 import pytest
-from conftest import TINY, metrics, steps, tensors
+from conftest import TINY, VARIANTS, metrics, steps, tensors
 from PIL import Image
 from programs import (
     float64,
@@ -56,6 +56,13 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, o
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)
     assert [record["step"] for record in metrics(whole)] == [3, 6, 9, 11]
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_nor_does_a_stop_show_in_anything_beyond_dcgan(tmp_path, variant):
+    whole, parts = stopped_and_resumed(tmp_path, 2, *variant)
+    assert tensors(parts, 11) == tensors(whole, 11)
+    assert metrics(parts) == metrics(whole)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,20 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
-LEAVES = ["config", "data", "seeding", "models", "losses", "penalties", "ema", "pictures", "metrics", "errors"]
+LEAVES = [
+    "config",
+    "data",
+    "seeding",
+    "models",
+    "losses",
+    "penalties",
+    "augment",
+    "schedules",
+    "ema",
+    "pictures",
+    "metrics",
+    "errors",
+]
 LEAVES += ["progress", "results", "guard"]
 VERBS = ["train", "where", "doctor", "sample", "export", "evaluate", "compare"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "cache", "trained"]

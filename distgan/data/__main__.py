@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"skipped      {images.skipped:,}")
         chosen = images.pixels[torch.linspace(0, len(images.pixels) - 1, min(_SAMPLE, len(images.pixels))).long()]
     else:
-        chosen = store.preview(source, data, _SAMPLE)
+        chosen, _ = store.preview(source, data, _SAMPLE)
     state = "prepared" if folder.is_dir() else "not prepared yet: --prepare does it"
     print(f"cache        {folder} ({state})")
     grid(chosen).save(arguments.out)

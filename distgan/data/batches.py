@@ -1,6 +1,6 @@
-"""What feeds the loop: this rank's share of each global batch of images and of latents, whole or in pieces."""
+"""What feeds the loop: this rank's share of each global batch, of images, latents and draws, whole or in pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -19,51 +19,65 @@ class Batches:
         images: Images,
         data: DataConfig,
         *,
+        labels: bool,
         seed: seeding.RunSeed,
         batch_size: int,
         d_steps: int,
         shares: Sequence[slice],
         device: torch.device,
     ) -> None:
+        """Args: among others whether the networks take labels, which all images then have."""
         self._pixels = images.pixels
+        self._labels = images.labels if labels else None
         self._prefetch: ThreadPoolExecutor | None = None
         if _placement(images, data, device) == "device":
             # A store is memory-mapped: on the CPU, too, a copy takes the disk out of the loop.
             self._pixels = images.pixels.to(device, copy=True)
+            self._labels = self._labels.to(device) if self._labels is not None else None
         elif device.type == "cuda" or data.placement == "host":
             self._prefetch = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[tuple[str, int, int], Future[Tensor]] | None = None
+        self._ahead: tuple[tuple[str, int, int], Future[_Gathered]] | None = None
         self._seed, self._batch_size, self._d_steps, self._shares = seed, batch_size, d_steps, shares
         self._flip = data.flip
         self._device = device
 
     def at(self, step: int, k: int, piece: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Images (share, C, H, W) in [-1, 1] and their labels, None, of the k-th discriminator update of a step."""
+        """Images (share, C, H, W) in [-1, 1] of the k-th discriminator update of a step, and their labels (share,).
+
+        The fakes beside them take the same labels, and so have each class as often as the data.
+        """
         update = step * self._d_steps + k
         gather = self._gather if self._prefetch is None else self._fetch
-        pixels = to_device(gather(update, piece), self._device)
+        pixels, labels = gather(update, piece)
+        pixels = to_device(pixels, self._device)
         if self._flip:
             flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._shares[piece]]
             mirrored = to_device(torch.from_numpy(flips), self._device).view(-1, 1, 1, 1)
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
-        return pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1), None
+        return pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1), (
+            to_device(labels, self._device) if labels is not None else None
+        )
 
-    def _gather(self, update: int, piece: int) -> Tensor:
-        """This rank's images of an update, uint8, where the store is; pinned on their way to a GPU."""
+    def _gather(self, update: int, piece: int) -> "_Gathered":
+        """This rank's images of an update, uint8, and labels, where the store is; pinned on their way to a GPU."""
         position = update * self._batch_size
         indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[piece]]
-        pixels = self._pixels[to_device(torch.from_numpy(indices), self._pixels.device)]
-        return pixels.pin_memory() if pixels.device.type != self._device.type else pixels
+        chosen = to_device(torch.from_numpy(indices), self._pixels.device)
+        pixels, labels = self._pixels[chosen], self._labels[chosen] if self._labels is not None else None
+        return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
 
-    def _fetch(self, update: int, piece: int) -> Tensor:
+    def _fetch(self, update: int, piece: int) -> "_Gathered":
         """The same, gathered while the piece before was computed; and starts on the next."""
         assert self._prefetch is not None
         seed = str(self._seed)  # a rollback makes what was gathered ahead of it useless
         waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, piece) else None
-        pixels = waiting.result() if waiting is not None else self._gather(update, piece)
+        gathered = waiting.result() if waiting is not None else self._gather(update, piece)
         following = (update, piece + 1) if piece + 1 < len(self._shares) else (update + 1, 0)
         self._ahead = ((seed, *following), self._prefetch.submit(self._gather, *following))
-        return pixels
+        return gathered
+
+
+_Gathered = tuple[Tensor, Tensor | None]
 
 
 class Latents:
@@ -83,12 +97,32 @@ class Latents:
         self._shares = shares
         self._device = device
 
-    def at(self, step: int, k: int, piece: int = 0) -> tuple[Tensor, Tensor | None]:
-        """Latents (share, latent_dim) from N(0, 1) and the labels to draw images of, None."""
+    def at(self, step: int, k: int, piece: int = 0) -> Tensor:
+        """Latents (share, latent_dim) from N(0, 1)."""
         update = step * self._d_steps + k
         share = self._shares[piece]
         z = seeding.latents(self._seed, "latents", update, batch=self._batch_size, dim=self._dim, share=share)
-        return to_device(z, self._device), None
+        return to_device(z, self._device)
+
+
+class Draws:
+    """This rank's share of whatever else is drawn at random for each image of a discriminator update."""
+
+    def __init__(
+        self, *, seed: seeding.RunSeed, batch_size: int, d_steps: int, shares: Sequence[slice], device: torch.device
+    ) -> None:
+        self._seed, self._batch_size, self._d_steps, self._shares = seed, batch_size, d_steps, shares
+        self._device = device
+
+    def at(self, step: int, k: int, piece: int = 0) -> Callable[[str, int], Tensor]:
+        """Gives numbers from [0, 1) by stream and their count for each image: (share, count)."""
+        update, share = step * self._d_steps + k, self._shares[piece]
+
+        def draw(stream: str, count: int) -> Tensor:
+            u = seeding.uniforms(self._seed, stream, update, batch=self._batch_size, count=count, share=share)
+            return to_device(u, self._device)
+
+        return draw
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

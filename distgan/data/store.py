@@ -109,8 +109,10 @@ def store_folder(source: Source, data: DataConfig) -> Path:
     return cache / "stores" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
 
-def preview(source: Source, data: DataConfig, count: int) -> Tensor:
-    """Images from all over the source as the networks would be fed them, uint8 (at most count, C, H, W).
+def preview(source: Source, data: DataConfig, count: int) -> tuple[Tensor, Tensor]:
+    """Images from all over the source as the networks would be fed them, uint8 (at most count, C, H, W), and labels.
+
+    The labels are int64, -1 where there is none.
 
     Touches no cache.
 
@@ -118,10 +120,11 @@ def preview(source: Source, data: DataConfig, count: int) -> Tensor:
         ValueError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
     """
     chosen = spread(source, count)
-    pixels = [pixels for _, pixels in _decoded(chosen, data, data.channels or source.channels, [])]
-    if not pixels:
+    decoded = list(_decoded(chosen, data, data.channels or source.channels, []))
+    if not decoded:
         raise ValueError(f"none of {count} pictures can be decoded.")
-    return torch.stack(pixels)
+    labels = [record.label if record.label is not None else -1 for record, _ in decoded]
+    return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels)
 
 
 def refuse_other_shapes(data: DataConfig) -> None:

@@ -1,15 +1,17 @@
 """The networks. An architecture is one entry of `ARCHITECTURES`; adding one touches nothing else."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from distgan import seeding
 from distgan.config import ModelConfig, nearest
-from distgan.models import dcgan
+from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
+from distgan.models.conditional import Projection
 from distgan.models.layers import CHUNK, Generator, eval_mode, frozen
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Shape",
     "build",
     "build_generator",
+    "constrain",
     "eval_mode",
     "frozen",
     "has_batch_norm",
@@ -29,10 +32,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a network must know of the images: height and width in pixels, and 1 or 3 channels."""
+    """What a network must know of the images."""
 
     image_size: int
+    """Height and width in pixels."""
     channels: int
+    """1 or 3."""
+    classes: tuple[int, ...] = ()
+    """How many training images each class has, where the networks take labels."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list, out of JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +50,26 @@ class Architecture:
     """How a pair of networks is built from the configuration and the images' shape."""
 
     generator: Callable[[ModelConfig, Shape], Generator]
-    """forward(z, y=None): latents (N, latent_dim) -> images (N, C, H, W) in [-1, 1]."""
+    """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W) in [-1, 1]."""
     discriminator: Callable[[ModelConfig, Shape], nn.Module]
-    """forward(x, y=None): images (N, C, H, W) in [-1, 1] -> logits (N,)."""
+    """forward(x, y=None): images (N, C, H, W) in [-1, 1], labels (N,) or None -> logits (N,)."""
     initialise: Callable[[nn.Module, Any], None]
-    """Draws the starting weights of either network from a torch.Generator."""
+    """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
+    d_norms: tuple[str, ...] = ("none", "spectral")
+    """What `model.d_norm` may be; where it is left open, the first."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     "dcgan": Architecture(
-        generator=lambda model, shape: dcgan.DCGANGenerator(
-            **asdict(shape), width=model.width, latent_dim=model.latent_dim
-        ),
-        discriminator=lambda model, shape: dcgan.DCGANDiscriminator(**asdict(shape), width=model.width),
+        generator=lambda model, shape: dcgan.DCGANGenerator(**_of_generator(model, shape)),
+        discriminator=lambda model, shape: dcgan.DCGANDiscriminator(**_of_discriminator(model, shape)),
         initialise=dcgan.initialise,
+        d_norms=("batch", "spectral", "none"),
+    ),
+    "resnet": Architecture(
+        generator=lambda model, shape: resnet.ResNetGenerator(**_of_generator(model, shape)),
+        discriminator=lambda model, shape: resnet.ResNetDiscriminator(**_of_discriminator(model, shape)),
+        initialise=resnet.initialise,
     ),
 }
 
@@ -62,14 +78,32 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
     """Generator and discriminator with their starting weights, functions of the seed alone.
 
     Raises:
-        ValueError: the architecture is unknown.
+        ValueError: the architecture is unknown, or has no such norm.
     """
     generator = build_generator(model, shape)
-    discriminator = ARCHITECTURES[model.architecture].discriminator(model, shape)
+    architecture = ARCHITECTURES[model.architecture]
+    if model.d_norm not in (None, *architecture.d_norms):
+        raise ValueError(
+            f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(architecture.d_norms)}."
+        )
+    discriminator = architecture.discriminator(model, shape)
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
         rng = seeding.torch_generator(seed, f"init.{name}")
-        ARCHITECTURES[model.architecture].initialise(network, rng)
+        architecture.initialise(network, rng)
+        if model.init == "orthogonal":
+            _make_orthogonal(network, rng)
+    if model.d_norm == "spectral":
+        spectral_norm.apply_spectral_norm(discriminator, seeding.torch_generator(seed, "init.spectral_norm"))
     return generator, discriminator
+
+
+@torch.no_grad()
+def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
+    """What holds for the weights after each update: WGAN's bound, if any, and what spectral norm divides by."""
+    if clip is not None:
+        for parameter in discriminator.parameters():
+            parameter.clamp_(-clip, clip)
+    spectral_norm.iterate(discriminator)
 
 
 def build_generator(model: ModelConfig, shape: Shape) -> Generator:
@@ -82,3 +116,21 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
     if name not in ARCHITECTURES:
         raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
     return ARCHITECTURES[name].generator(model, shape)
+
+
+def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
+    return {**vars(shape), "width": model.width, "latent_dim": model.latent_dim}
+
+
+def _of_discriminator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
+    norm = model.d_norm or ARCHITECTURES[model.architecture].d_norms[0]
+    return {**vars(shape), "classes": len(shape.classes), "width": model.d_width or model.width, "norm": norm}
+
+
+@torch.no_grad()
+def _make_orthogonal(network: nn.Module, rng: torch.Generator) -> None:
+    """Saxe et al. 2014, as Brock et al. 2019 (BigGAN) do; embeddings, of a projection, too."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or type(layer) is Projection:
+            weight = layer.embedding.weight if isinstance(layer, Projection) else layer.weight
+            nn.init.orthogonal_(weight, generator=rng)

@@ -32,7 +32,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        y, mean, var = _Normalise.apply(wide, self.weight, self.bias, self.eps)
+        ones = wide.new_ones(x.shape[1])  # where class-conditional scales and shifts come after
+        scale, shift = (self.weight, self.bias) if self.affine else (ones, ones - 1)
+        y, mean, var = _Normalise.apply(wide, scale, shift, self.eps)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         n = x.numel() // x.shape[1] * dist.get_world_size()

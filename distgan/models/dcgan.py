@@ -2,7 +2,8 @@
 
 At 64x64, width 64 and 3 channels the layers are exactly the textbook's, and its weights load; another resolution has
 one stage fewer or more at the 4x4 end. Batch norm stands after each convolution but the generator's last and the
-discriminator's first and last; no convolution has a bias.
+discriminator's first and last; no convolution has a bias, but for the discriminator's where it does without batch norm,
+whose shift it had.
 """
 
 import math
@@ -10,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
 from distgan.models.layers import Generator
 
 
@@ -19,45 +21,61 @@ def stages(image_size: int) -> int:
 
 
 class DCGANGenerator(Generator):
-    """latents (N, latent_dim) -> images (N, channels, image_size, image_size) in [-1, 1]."""
+    """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
 
-    def __init__(self, *, image_size: int, channels: int, width: int, latent_dim: int) -> None:
-        super().__init__(latent_dim=latent_dim)
+    def __init__(
+        self, *, image_size: int, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, classes=classes)
         wide = width * 2 ** (stages(image_size) - 1)
         layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, wide, 4, 1, 0, bias=False)]
         for i in range(stages(image_size)):
             before, after = wide // 2**i, wide // 2 ** (i + 1) if i + 1 < stages(image_size) else channels
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            layers += [batch_norm(before, classes=len(classes)), nn.ReLU(inplace=True)]
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         self.main = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.main(z.view(len(z), -1, 1, 1))
+        x = z.view(len(z), -1, 1, 1)
+        for layer in self.main:
+            x = layer(x, y) if isinstance(layer, ConditionalBatchNorm2d) else layer(x)
+        return x
 
 
 class DCGANDiscriminator(nn.Module):
-    """images (N, channels, image_size, image_size) in [-1, 1] -> logits (N,)."""
+    """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
 
-    def __init__(self, *, image_size: int, channels: int, width: int) -> None:
+    def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "batch", classes: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
         for i in range(stages(image_size) - 1):
             before, after = width * 2**i, width * 2 ** (i + 1)
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after)]
-            layers += [nn.LeakyReLU(0.2, inplace=True)]
-        layers += [nn.Conv2d(width * 2 ** (stages(image_size) - 1), 1, 4, 1, 0, bias=False)]
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=norm != "batch")]
+            layers += [nn.BatchNorm2d(after) if norm == "batch" else nn.Identity(), nn.LeakyReLU(0.2, inplace=True)]
+        wide = width * 2 ** (stages(image_size) - 1)
+        layers += [nn.Conv2d(wide, 1, 4, 1, 0, bias=False)]
         self.main = nn.Sequential(*layers)
+        self.projection = Projection(wide, classes=classes) if classes else None
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.main(x).flatten()
+        features = self.main[:-1](x)
+        logits = self.main[-1](features).flatten()
+        return logits if self.projection is None else logits + self.projection(features.sum((2, 3)), y)
 
 
 @torch.no_grad()
 def initialise(network: nn.Module, rng: torch.Generator) -> None:
-    """Convolutions from N(0, 0.02), batch norm's scales from N(1, 0.02), its shifts 0 (DCGAN, section 4)."""
+    """Convolutions from N(0, 0.02), batch norm's scales from N(1, 0.02), its shifts 0 (DCGAN, section 4).
+
+    Biases, which the paper has not, are 0, and the projection's embedding is from N(0, 0.02), too.
+    """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             layer.weight.normal_(0, 0.02, generator=rng)
-        elif isinstance(layer, nn.BatchNorm2d):
+            if layer.bias is not None:
+                layer.bias.zero_()
+        elif isinstance(layer, nn.BatchNorm2d) and layer.affine:
             layer.weight.normal_(1, 0.02, generator=rng)
             layer.bias.zero_()
+        elif isinstance(layer, Projection):
+            layer.embedding.weight.normal_(0, 0.02, generator=rng)

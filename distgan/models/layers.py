@@ -1,6 +1,6 @@
 """What every architecture shares: the generator's interface, and modes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,40 +12,66 @@ CHUNK = 64  # images per forward pass of a drawing generator: fixed and always f
 
 
 class Generator(nn.Module):
-    """Base of all generators: latents (N, latent_dim) -> images (N, channels, image_size, image_size) in [-1, 1].
+    """Base of all generators: latents (N, latent_dim), labels (N,) -> images (N, C, H, W) in [-1, 1].
 
-    A subclass defines `forward(z, y=None)`.
+    A subclass defines `forward(z, y=None)`; the labels are None where there are no classes.
     """
 
-    def __init__(self, *, latent_dim: int) -> None:
+    def __init__(self, *, latent_dim: int, classes: tuple[int, ...] = ()) -> None:
+        """Args: length of a latent; how many training images each class has, nothing where it takes no labels."""
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim, self.classes = latent_dim, classes
 
-    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+    def sample(self, n: int, *, seed: int = 0, label: int | None = None) -> Tensor:
         """Draws n images: uint8 (n, C, H, W) on the CPU.
 
-        Image i is a function of (seed, i) alone: `sample(64)` is the beginning of `sample(1000)`. It runs in eval mode
-        and changes no random state.
+        Image i is a function of (seed, i) and its label alone: `sample(64)` is the beginning of `sample(1000)`. It runs
+        in eval mode and changes no random state.
+
+        Args:
+            n: how many.
+            seed: of the latents.
+            label: the class of all of them, of a generator that takes labels; where left open it draws each class as
+                often as the training images have it.
 
         Raises:
-            ValueError: n is not positive.
+            ValueError: n is not positive, or there is no such class.
         """
         if n < 1:
             raise ValueError(f"the number of samples is {n}, but must be at least 1.")
-        return torch.cat([self.draw(first, seed=seed) for first in range(0, n, CHUNK)])[:n]
+        if label is not None and not 0 <= label < len(self.classes):
+            has = f"has the classes 0 to {len(self.classes) - 1}" if self.classes else "was trained without labels"
+            raise ValueError(f"class {label} is asked for, but the generator {has}.")
+        return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
 
-    def draw(self, first: int, *, seed: int, stream: str = "sample") -> Tensor:
+    def sample_rows(self, labels: Sequence[int], columns: int, *, seed: int = 0) -> Tensor:
+        """Draws so many images of each class, class after class, the same latents for each: uint8 (N, C, H, W)."""
+        return torch.cat([self.sample(columns, seed=seed, label=label) for label in labels])
+
+    def draw(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
         """Images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
-        images = self.images(first, seed=seed, stream=stream)
+        images = self.images(first, seed=seed, stream=stream, label=label)
         return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
     @torch.no_grad()
-    def images(self, first: int, *, seed: int, stream: str = "sample") -> Tensor:
+    def images(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
         """The same as the network gives them: (CHUNK, C, H, W) in [-1, 1] where it lies."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
         with eval_mode(self):
-            return self(z.to(parameter.device, parameter.dtype))
+            return self(
+                z.to(parameter.device, parameter.dtype), self.labels(first, seed=seed, stream=stream, label=label)
+            )
+
+    def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
+        """The labels of these images, (CHUNK,) where the network lies; None where it takes none."""
+        if not self.classes:
+            return None
+        if label is None:
+            y = seeding.labels_by_index(seed, stream, first, CHUNK, counts=self.classes)
+        else:
+            y = torch.full((CHUNK,), label)
+        return y.to(next(self.parameters()).device)
 
 
 @contextmanager

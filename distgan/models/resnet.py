@@ -1,0 +1,143 @@
+"""The residual networks of WGAN-GP (Gulrajani et al. 2017, appendix F) and SNGAN (Miyato et al. 2018, appendix B.4).
+
+At 32x32 all stages have `width` channels: SNGAN's paper has 256 in G and 128 in D, WGAN-GP's 128 in both. From 64x64 on
+they double towards 4x4, up to 16 times (SNGAN's layout for 64 and 128). Normalising with spectral norm makes the
+discriminator SNGAN's, which sums its last features over the image; without any it is WGAN-GP's, which takes their mean.
+Starting weights are SNGAN's.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate, relu
+
+from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
+from distgan.models.layers import Generator
+
+
+class ResNetGenerator(Generator):
+    """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
+
+    def __init__(
+        self, *, image_size: int, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()
+    ) -> None:
+        super().__init__(latent_dim=latent_dim, classes=classes)
+        widths = [_channels(width, image_size, 4 * 2**i) for i in range(int(math.log2(image_size // 4)) + 1)]
+        self.first = nn.Linear(latent_dim, widths[0] * 16)
+        self.blocks = nn.ModuleList(_Up(before, after, classes=len(classes)) for before, after in pairwise(widths))
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
+
+    def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        x = self.first(z).view(len(z), -1, 4, 4)
+        for block in self.blocks:
+            x = block(x, y)
+        return torch.tanh(self.last(relu(self.norm(x))))
+
+
+class ResNetDiscriminator(nn.Module):
+    """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
+
+    def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "none", classes: int = 0) -> None:
+        super().__init__()
+        if image_size == 32:
+            # 16x16 after the first, 8x8 after the second and from there on.
+            blocks = [_Down(width, width, down=True), *(_Down(width, width, down=False) for _ in range(2))]
+        else:
+            # A stage for each resolution down to 4x4, and SNGAN's last one, which at 64 halves once more.
+            widths = [
+                _channels(width, image_size, image_size // 2**i) for i in range(int(math.log2(image_size // 4)) + 1)
+            ]
+            blocks = [_Down(before, after, down=True) for before, after in pairwise(widths)]
+        self.first = _First(channels, width)
+        self.blocks = nn.ModuleList(blocks)
+        self.last = nn.Linear(blocks[-1].channels, 1)
+        self.projection = Projection(blocks[-1].channels, classes=classes) if classes else None
+        self._sums = norm == "spectral"
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        features = relu(x).sum((2, 3)) if self._sums else relu(x).mean((2, 3))
+        logits = self.last(features).flatten()
+        return logits if self.projection is None else logits + self.projection(features, y)
+
+
+class _Up(nn.Module):
+    """(N, before, H, W) -> (N, after, 2H, 2W)."""
+
+    def __init__(self, before: int, after: int, *, classes: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = batch_norm(before, classes=classes), batch_norm(after, classes=classes)
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
+        self.shortcut = nn.Conv2d(before, after, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
+        h = self.conv1(_doubled(relu(_apply(self.norm1, x, y))))
+        h = self.conv2(relu(_apply(self.norm2, h, y)))
+        return h + _doubled(self.shortcut(x))  # a 1x1 convolution does as well before as after
+
+
+class _First(nn.Module):
+    """The discriminator's first block: images (N, channels, H, W) -> (N, width, H/2, W/2)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(channels, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
+        self.shortcut = nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(relu(self.conv1(x)))
+        return avg_pool2d(h, 2) + self.shortcut(avg_pool2d(x, 2))
+
+
+class _Down(nn.Module):
+    """(N, before, H, W) -> (N, after, H, W), or with `down` half of that each way."""
+
+    def __init__(self, before: int, after: int, *, down: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(before, before, 3, 1, 1), nn.Conv2d(before, after, 3, 1, 1)
+        self.shortcut = nn.Conv2d(before, after, 1) if down or before != after else None
+        self.channels, self._down = after, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv2(relu(self.conv1(relu(x))))
+        if self._down:
+            h, x = avg_pool2d(h, 2), avg_pool2d(x, 2)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, rng: torch.Generator) -> None:
+    """Glorot's (Glorot and Bengio 2010), sqrt(2) times as wide in the blocks but for their shortcuts; biases 0.
+
+    As in SNGAN's published code.
+    """
+    inner = {conv for block in network.modules() if isinstance(block, _Up | _First | _Down) for conv in _inner(block)}
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(2) if layer in inner else 1, generator=rng)
+            assert layer.bias is not None
+            layer.bias.zero_()
+        elif isinstance(layer, Projection):
+            nn.init.xavier_uniform_(layer.embedding.weight, generator=rng)
+
+
+def _inner(block: "_Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
+    return block.conv1, block.conv2
+
+
+def _channels(width: int, image_size: int, size: int) -> int:
+    """Of a map of size x size on the way to or from the image."""
+    return width if image_size == 32 else width * min(16, image_size // size)
+
+
+def _apply(norm: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
+    return norm(x, y) if isinstance(norm, ConditionalBatchNorm2d) else norm(x)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return interpolate(x, scale_factor=2, mode="nearest")

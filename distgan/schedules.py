@@ -1,0 +1,40 @@
+"""Values that change in the course of a run: functions of how far it is, so that nothing about them is saved."""
+
+import math
+from collections.abc import Callable, Mapping
+
+from torch.optim import Optimizer
+
+_CURVES: dict[str, Callable[[float], float]] = {
+    "constant": lambda x: 0.0,
+    "linear": lambda x: x,
+    "cosine": lambda x: (1 - math.cos(math.pi * x)) / 2,  # Loshchilov and Hutter 2017 (SGDR), eq. 5, without restarts
+}
+
+
+def between(curve: str, start: float, end: float, at: float) -> float:
+    """The value on a curve from `start`, at 0, to `end`, at 1 and beyond; `constant` stays at the start."""
+    return start + (end - start) * _CURVES[curve](min(max(at, 0.0), 1.0))
+
+
+class Rates:
+    """The learning rate of each optimiser, from its base at the beginning of a run to where the schedule ends."""
+
+    base: dict[str, float]
+    """What the schedule starts from, by the network's name; a rollback lowers it."""
+
+    def __init__(self, optimizers: Mapping[str, Optimizer], *, lr: float, schedule: str, steps: int) -> None:
+        """Args: optimisers by the network's name; the base; `optim.schedule`; the step at which it has ended."""
+        self.base = dict.fromkeys(optimizers, lr)
+        self._optimizers, self._schedule, self._steps = optimizers, schedule, steps
+
+    def set(self, step: int) -> None:
+        """Has the optimisers take the rates of the update that follows this step."""
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = between(self._schedule, self.base[name], 0, step / self._steps)
+
+    @property
+    def now(self) -> dict[str, float]:
+        """The rates of the last update."""
+        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}
