@@ -50,8 +50,8 @@ class Penalty(Protocol):
 class GradientPenalty:
     """WGAN-GP's (Gulrajani et al. 2017, eq. 3 and algorithm 1): E[(|grad l(x)| - 1)^2] between real images and fakes.
 
-    Each x lies on the line from a fake to the real image of its place in the batch, a uniform number says where. It costs
-    6 D - 2 Dₙ: a forward pass, the gradient, and 4 D - 2 Dₙ to differentiate that.
+    Each x lies on the line from a fake to the real image of its place in the batch, a uniform number says where. It
+    costs 6 D - 3 Dₙ (2 Dₙ where that is a convolution): a forward pass, the gradient, and the rest to differentiate it.
     """
 
     weight = 10.0
@@ -68,8 +68,8 @@ class GradientPenalty:
 class R1:
     """R1 (Mescheder et al. 2018, eq. 9): E[|grad l(x)|^2] / 2 at the real images.
 
-    It costs 3 D + D₁, because it shares the forward pass, and most of the backward pass, with the loss; in mixed precision
-    it has its own, 6 D - 2 Dₙ.
+    It costs 3 D + D₁, because it shares the forward pass, and most of the backward pass, with the loss; in mixed
+    precision it has its own, as WGAN-GP's.
     """
 
     weight = 10.0

@@ -24,7 +24,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from distgan import checkpoint, cli, data, evaluation, losses, metrics, models, penalties, tracking, train
 from distgan.models import Architecture, Generator
@@ -432,13 +432,17 @@ class _HostSyncs(TorchFunctionMode):
 
 
 class _AtenCounts(TorchDispatchMode):
-    """Synchronising ATen operations; how often each kind of collective is called, and the bytes it is given."""
+    """Synchronising ATen operations; how often each kind of collective is called, and the bytes it is given; FLOPs.
+
+    torch's own FlopCounterMode cannot be entered by torch.autograd.grad, as penalties call it.
+    """
 
     def __init__(self, syncs: _HostSyncs) -> None:
         super().__init__()
         self.syncs = syncs
         self.wire: Counter[str] = Counter()
         self.collectives: Counter[str] = Counter()
+        self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
@@ -447,7 +451,10 @@ class _AtenCounts(TorchDispatchMode):
         if func.namespace == "c10d":
             self.collectives[name] += 1
             self.wire[name] += sum(t.nbytes for t in tree_leaves(args) if isinstance(t, Tensor))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 class _CountedHousekeeping(train.Housekeeping):
@@ -479,13 +486,12 @@ class _CountedHousekeeping(train.Housekeeping):
             self._modes = contextlib.ExitStack()
             self._modes.enter_context(self._syncs)
             self._aten = self._modes.enter_context(_AtenCounts(self._syncs))
-            self._flops = self._modes.enter_context(FlopCounterMode(display=False))
         elif step == 3:
             left = [p for p in self._networks["discriminator"].parameters() if p.grad is not None]
             step = super().keep(step)
             self._modes.close()
             self._counts |= {
-                "flops": self._flops.get_total_flops(),
+                "flops": self._aten.flops,
                 "host syncs": self._syncs.counts,
                 "wire": self._aten.wire,
                 "gradient bytes": sum(

@@ -65,17 +65,62 @@ def test_each_gradient_crosses_the_wire_once(tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_accumulation_costs_one_more_forward_of_the_generator_and_nothing_on_the_wire(tmp_path, world):
-    plain = ["--model.architecture=plain", "--model.width=4", "--train.max_batch_per_device=3"]
     pieces = 4 // world
-    w, share = 4, 12 // world
-    for step in counted(tmp_path, *plain, plain_networks, world=world):
+    G, G1, D, D1, _ = plain_flops(12 // world)
+    for step in counted(tmp_path, *PLAIN, "--train.max_batch_per_device=3", plain_networks, world=world):
         assert step["host syncs"] == {}
         assert step["forwards"] == {"generator": 2 * pieces, "discriminator": 3 * pieces}
         assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
-        G1, G2, G3 = (2 * share * n for n in (8 * 64 * w, 16 * w * w * 64, 16 * w * 256))
-        D1, D2, D3 = (2 * share * n for n in (16 * w * 256, 16 * w * w * 64, 64 * w))
-        G, D = G1 + G2 + G3, D1 + D2 + D3
         assert step["flops"] == 8 * D + 4 * G - 2 * D1 - G1
+
+
+PLAIN = ["--model.architecture=plain", "--model.width=4"]
+
+
+def plain_flops(batch, w=4):
+    """Of one forward pass: G, its first layer, D, its first and its last."""
+    G1, G2, G3 = (2 * batch * n for n in (8 * 64 * w, 16 * w * w * 64, 16 * w * 256))
+    D1, D2, D3 = (2 * batch * n for n in (16 * w * 256, 16 * w * w * 64, 64 * w))
+    return G1 + G2 + G3, G1, D1 + D2 + D3, D1, D3
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("overrides", "forwards", "extra"),
+    [
+        (["--loss.name=least_squares"], 0, lambda D, D1, Dn: 0),
+        (["--loss.name=hinge"], 0, lambda D, D1, Dn: 0),
+        (["--loss.name=relativistic"], 1, lambda D, D1, Dn: D),
+        (["--loss.name=wasserstein", "--optim.clip_weights=0.1"], 0, lambda D, D1, Dn: 0),
+        (["--loss.name=wasserstein", "--penalty.name=wgan_gp"], 1, lambda D, D1, Dn: 6 * D - 3 * Dn),
+        (["--penalty.name=r1"], 0, lambda D, D1, Dn: 3 * D + D1),
+        (["--penalty.name=r2"], 0, lambda D, D1, Dn: 3 * D + D1),
+        (["--penalty.name=r1,r2"], 0, lambda D, D1, Dn: 6 * D + 2 * D1),
+        (["--penalty.name=r1,r2", "--penalty.every=5"], 0, lambda D, D1, Dn: 0),  # not due at the step that is counted
+        (["--augment.policy=color,translation,cutout"], 0, lambda D, D1, Dn: 0),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_losses_penalties_and_augmentation_cost_what_they_say(tmp_path, overrides, forwards, extra, world):
+    G, G1, D, D1, Dn = plain_flops(12 // world)
+    for step in counted(tmp_path, *PLAIN, plain_networks, *overrides, world=world):
+        assert step["host syncs"] == {}
+        assert step["forwards"] == {"generator": 1, "discriminator": 3 + forwards}
+        assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
+        assert set(step["gradients"]["discriminator"].values()) == {1}
+        assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + extra(D, D1, Dn)
+
+
+def test_spectral_norm_costs_what_it_says_and_nothing_on_the_wire(tmp_path):
+    G, G1, D, D1, _ = plain_flops(6)
+    shapes = [(4, 16), (4, 64), (1, 256)]  # of D's weights as matrices
+    whole, columns = (sum(r * c for r, c in shapes), sum(c for _, c in shapes))
+    # Two passes with a gradient, one without, one power iteration; and v^T times what u^T W is, c numbers long.
+    normalising = 2 * (4 * whole + 4 * columns) + (2 * whole + 2 * columns) + 4 * whole
+    for step in counted(tmp_path, *PLAIN, plain_networks, "--model.d_norm=spectral", world=2):
+        assert step["host syncs"] == {}
+        assert step["wire"] == {"allreduce_": step["gradient bytes"] + 12}
+        assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + normalising
 
 
 def flops_by_hand(*, width, latent_dim, batch):

@@ -67,6 +67,14 @@ def test_each_sign_is_seen_in_its_numbers(numbers, words):
     assert judged(patient, numbers, numbers) == [[], []]  # an untrained generator is always collapsed
 
 
+def test_scores_that_are_no_probabilities_tell_neither_saturation_nor_who_wins():
+    guard = Guard(GuardConfig(after=0, patience=2), probability=False)
+    critic = SATURATED | {"loss/discriminator": -40.0, "score/real": 50.0, "guard/spread": 0.1}  # WGAN's, who does well
+    _, (trouble,) = judged(guard, critic, critic)
+    assert "collapses" in trouble.what
+    assert trouble.winners == ("generator", "discriminator")
+
+
 def test_numbers_that_are_not_finite_are_a_trouble_at_once():
     for numbers, bad in ((HEALTHY | {"loss/generator": math.nan}, None), (HEALTHY, "a weight")):
         guard = Guard(GuardConfig())

@@ -7,6 +7,7 @@ from torch import nn
 from distgan import models
 from distgan.config import ModelConfig
 from distgan.models import Shape, eval_mode, frozen
+from distgan.models.conditional import ConditionalBatchNorm2d
 
 
 def layers(network):
@@ -129,3 +130,157 @@ def test_frozen_and_eval_mode_put_everything_back():
     assert all(p.grad is None for p in network.parameters())
     assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
     assert (network.training, network[0].training, network[1].training) == (True, True, False)
+
+
+# ResNets, spectral norm, labels ---------------------------------------------------------------------------------------
+
+
+def parameters(*networks):
+    return [sum(p.numel() for p in network.parameters()) for network in networks]
+
+
+def test_parameter_counts_are_the_published_ones():
+    """PyTorch-StudioGAN's logs at 947b35e, "Number of parameters", in logs/CIFAR10 and logs/TINY_IMAGENET.
+
+    WGAN-GP-train-2020_09_16: G 4276739, SNGAN's unconditional one. SNGAN-train-2020_09_18: G 4304387 and D 1055105,
+    with ten classes. TINY_IMAGENET/WGAN-GP-train-2021_01_15: G 12220675 at 64x64. Nobody whom we know publishes a count
+    for WGAN-GP's own networks of width 128: their discriminator is SNGAN's without the embedding of 10 x 128.
+    """
+    sngan = ModelConfig(architecture="resnet", width=256, d_width=128, latent_dim=128, d_norm="spectral")
+    colour = Shape(image_size=32, channels=3)
+    assert parameters(*models.build(sngan, colour, seed=0)) == [4_276_739, 1_055_105 - 1280]
+    labelled = Shape(image_size=32, channels=3, classes=(5000,) * 10)
+    assert parameters(*models.build(sngan, labelled, seed=0)) == [4_304_387, 1_055_105]
+    large = ModelConfig(architecture="resnet", width=64, latent_dim=128)
+    assert parameters(models.build_generator(large, Shape(image_size=64, channels=3))) == [12_220_675]
+    # By hand from the layers of gan_cifar_resnet.py (igul222/improved_wgan_training, without its labels).
+    wgan_gp = ModelConfig(architecture="resnet", width=128, latent_dim=128)
+    block = 2 * (9 * 128 * 128 + 128) + 128 * 128 + 128
+    in_G = 128 * 2048 + 2048 + 3 * (block + 4 * 128) + 2 * 128 + 9 * 128 * 3 + 3
+    first = 9 * 3 * 128 + 128 + 9 * 128 * 128 + 128 + 3 * 128 + 128
+    in_D = first + block + 2 * 2 * (9 * 128 * 128 + 128) + 128 + 1
+    assert parameters(*models.build(wgan_gp, colour, seed=0)) == [in_G, in_D] == [1_204_483, 1_053_825]
+
+
+LABELLED = Shape(image_size=32, channels=3, classes=(7, 1, 2))
+
+
+@pytest.mark.parametrize("d_norm", ["none", "spectral"])
+@pytest.mark.parametrize(
+    ("architecture", "image_size"), [("dcgan", 32), ("resnet", 32), ("resnet", 64), ("resnet", 128)]
+)
+def test_labels_reach_every_image_and_every_logit(architecture, image_size, d_norm):
+    model = ModelConfig(architecture=architecture, width=2, latent_dim=5, d_norm=d_norm, conditional=True)
+    G, D = models.build(model, Shape(image_size=image_size, channels=3, classes=(7, 1, 2)), seed=0)
+    with torch.no_grad():
+        for layer in G.modules():
+            if isinstance(layer, ConditionalBatchNorm2d):
+                layer.scale.weight.normal_(1, 0.5)  # else classes begin alike
+    z, y = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    with eval_mode(G), eval_mode(D), torch.no_grad():
+        images = G(z, y)
+        assert images.shape == (3, 3, image_size, image_size)
+        assert D(images, y).shape == (3,)
+        for network, x in ((G, z), (D, images)):
+            changed = (network(x, y) - network(x, y.roll(1))).reshape(3, -1).abs().amax(1)
+            assert (changed > 0).all()
+
+
+def test_a_projection_is_the_inner_product_with_the_labels_embedding():
+    """Miyato and Koyama 2018, eq. 3, on the discriminator's own features."""
+    for architecture in ("dcgan", "resnet"):
+        _, D = models.build(ModelConfig(architecture=architecture, width=3, conditional=True), LABELLED, seed=0)
+        _, plain = models.build(
+            ModelConfig(architecture=architecture, width=3), Shape(image_size=32, channels=3), seed=0
+        )
+        plain.load_state_dict({name: t for name, t in D.state_dict().items() if "projection" not in name})
+        features = []
+        D.projection.register_forward_pre_hook(lambda _, inputs, seen=features: seen.append(inputs[0]))
+        x, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 2, 2, 1])
+        logits = D(x, y)
+        expected = plain(x, None) + torch.einsum("nc,nc->n", D.projection.embedding.weight[y], features[0])
+        torch.testing.assert_close(logits, expected)
+
+
+def test_spectral_norm_divides_by_the_largest_singular_value_as_torchs_does():
+    model = ModelConfig(width=4, d_norm="spectral", conditional=True)
+    _, D = models.build(model, LABELLED, seed=0)
+    layers = [layer for layer in D.modules() if hasattr(layer, "parametrizations")]
+    assert len(layers) == 5  # four convolutions and the projection's embedding
+    for _ in range(200):
+        models.constrain(D, clip=None)
+    for layer in layers:
+        weight = layer.parametrizations.weight.original
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), ord=2).item() == pytest.approx(1, rel=1e-3)
+        theirs = nn.Linear(*reversed(weight.flatten(1).shape), bias=False)
+        theirs.weight.data.copy_(weight.flatten(1))
+        torch.nn.utils.parametrizations.spectral_norm(theirs)
+        ours = layer.parametrizations.weight[0]
+        theirs.parametrizations.weight[0]._u.copy_(ours.u)
+        theirs.parametrizations.weight[0]._v.copy_(ours.v)
+        theirs.eval()  # no power iteration of its own
+        torch.testing.assert_close(layer.weight.flatten(1), theirs.weight)
+        c = torch.randn(weight.flatten(1).shape)
+        gradients = (
+            torch.autograd.grad((w.flatten(1) * c).sum(), p)[0].flatten(1)
+            for w, p in ((layer.weight, weight), (theirs.weight, theirs.parametrizations.weight.original))
+        )
+        torch.testing.assert_close(*gradients)
+
+
+def test_an_update_has_one_power_iteration_whatever_passes_there_were():
+    _, D = models.build(ModelConfig(width=4, d_norm="spectral"), Shape(image_size=32, channels=3), seed=0)
+    before = {name: tensor.clone() for name, tensor in D.state_dict().items()}
+    for _ in range(3):
+        D(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in D.state_dict().items())
+    with torch.no_grad():
+        for parameter in D.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    models.constrain(D, clip=None)
+    for layer in D.modules():
+        if hasattr(layer, "parametrizations"):
+            name = next(n for n, m in D.named_modules() if m is layer) + ".parametrizations.weight"
+            weight = layer.parametrizations.weight.original.detach().flatten(1)
+            v = torch.nn.functional.normalize(weight.t() @ before[f"{name}.0.u"], dim=0)
+            u = torch.nn.functional.normalize(weight @ v, dim=0)
+            torch.testing.assert_close(layer.parametrizations.weight[0].v, v)
+            torch.testing.assert_close(layer.parametrizations.weight[0].u, u)
+
+
+def test_clipping_bounds_every_weight():
+    _, D = models.build(ModelConfig(width=4), Shape(image_size=32, channels=3), seed=0)
+    expected = {name: parameter.detach().clamp(-0.01, 0.01) for name, parameter in D.named_parameters()}
+    models.constrain(D, clip=0.01)
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in D.named_parameters())
+    assert max(parameter.abs().max().item() for parameter in D.parameters()) == pytest.approx(0.01)
+
+
+def test_orthogonal_starting_weights_are():
+    model = ModelConfig(architecture="resnet", width=4, init="orthogonal", conditional=True, d_norm="spectral")
+    for network in models.build(model, LABELLED, seed=0):
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                weight = layer.parametrizations.weight.original if hasattr(layer, "parametrizations") else layer.weight
+                matrix = weight.flatten(1)
+                matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+                torch.testing.assert_close(matrix @ matrix.t(), torch.eye(len(matrix)), rtol=0, atol=1e-5)
+
+
+def test_samples_of_a_labelled_generator_are_functions_of_seed_index_and_label():
+    G, _ = models.build(ModelConfig(architecture="resnet", width=3, latent_dim=5, conditional=True), LABELLED, seed=0)
+    with torch.no_grad():
+        for layer in G.modules():
+            if isinstance(layer, ConditionalBatchNorm2d):
+                layer.scale.weight.normal_(1, 0.5)
+    many, rows = G.sample(130, seed=4), G.sample_rows([2, 0], 5, seed=4)
+    assert torch.equal(G.sample(10, seed=4), many[:10])
+    assert torch.equal(rows[:5], G.sample(5, seed=4, label=2))
+    assert torch.equal(rows[5:], G.sample(5, seed=4, label=0))
+    drawn = torch.cat([G.labels(first, seed=4) for first in range(0, 6400, 64)])
+    for i in range(20):
+        assert torch.equal(many[i], G.sample(20, seed=4, label=int(drawn[i]))[i])
+    assert (torch.bincount(drawn) / 6400).tolist() == pytest.approx([0.7, 0.1, 0.2], abs=0.02)  # as the data has them
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=f"class {label} .* has the classes 0 to 2"):
+            G.sample(1, label=label)

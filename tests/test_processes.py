@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from conftest import REPOSITORY, TINY, VARIANTS, metrics
 from programs import (
     cubic_loss,
@@ -14,6 +15,8 @@ from programs import (
     slope_penalty,
     slow_to_prepare,
 )
+
+from distgan.checkpoint import read_tensors
 
 PLAIN = [
     "--model.architecture=plain",
@@ -87,6 +90,27 @@ def test_gradients_that_accumulate_over_pieces_make_the_same_updates(tmp_path, w
     whole = losses_of(tmp_path, "whole", 1, setups, *overrides)
     pieces = losses_of(tmp_path, "pieces", world, setups, *overrides, "--train.max_batch_per_device=5")
     assert pieces == pytest.approx(whole, rel=1e-9, abs=0)
+
+
+@pytest.mark.parametrize("penalty", ["wgan_gp", "r1,r2"])
+def test_a_penalised_update_is_that_of_one_process(tmp_path, penalty):
+    """Weights after two steps of five discriminator updates each, also where gradients accumulate."""
+
+    def weights(name, world, *overrides):
+        run = tmp_path / name
+        argv = [*PLAIN, f"--run.dir={run}", f"--penalty.name={penalty}", "--train.d_steps=5", "--train.steps=2"]
+        assert launch([*argv, *overrides], world=world, setups=[plain_networks, float64]) == [0] * world
+        (folder,) = (run / "checkpoints").glob("step_00000002")
+        names = ("generator", "discriminator", "discriminator_optimizer")
+        return {f"{file}.{key}": t for file in names for key, t in read_tensors(folder / f"{file}.safetensors").items()}
+
+    one = weights("one", 1)
+    assert all(tensor.dtype == torch.float64 for name, tensor in one.items() if not name.endswith("step"))
+    pieces = "--train.max_batch_per_device=4"
+    for name, world, overrides in (("two", 2, []), ("three", 3, []), ("parts", 1, [pieces]), ("both", 2, [pieces])):
+        other = weights(name, world, *overrides)
+        for key, tensor in one.items():
+            torch.testing.assert_close(other[key], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_accumulation_is_refused_with_batch_norm_unless_the_share_fits(tmp_path):

@@ -14,9 +14,9 @@ _START = 15  # power iterations on the starting weights, as torch's own does
 class SpectralNorm(nn.Module):
     """W -> W / s with s = u^T W v, where u and v estimate the first singular vectors of W as a matrix.
 
-    They are buffers and constants to the gradient (section 2.1 and appendix A). However many images there are, a pass of
-    the network costs 2 |W| FLOPs for s, 2 |W| more where W's gradient is computed, and an update 4 |W|. Nothing crosses
-    the wire: ranks have the same weights, and so the same vectors.
+    They are buffers and constants to the gradient (section 2.1 and appendix A). However many images there are, a pass
+    of the network costs 2 |W| FLOPs for s, 2 |W| more where W's gradient is computed, and an update 4 |W|. Nothing
+    crosses the wire: ranks have the same weights, and so the same vectors.
     """
 
     u: Tensor

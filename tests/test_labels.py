@@ -1,0 +1,65 @@
+"""Labels, from the data to the pictures that are asked for."""
+
+import json
+
+import pytest
+import torch
+from conftest import QUICK, TINY, VARIANTS
+from PIL import Image
+from programs import launch
+from test_cli import complaint
+
+from distgan import cli, load_generator
+from distgan.pictures import grid
+
+CONDITIONAL = [*TINY, *VARIANTS["sngan-labels-resnet-translation"]]
+
+
+@pytest.fixture(scope="module")
+def labelled_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled") / "run"
+    assert launch([*CONDITIONAL, f"--run.dir={folder}"], world=2) == [0, 0]
+    return folder
+
+
+def test_the_training_grid_has_a_row_of_each_class(labelled_run):
+    generator = load_generator(labelled_run)
+    assert sum(generator.classes) == 1797
+    assert len(generator.classes) == 10
+    with Image.open(labelled_run / "samples" / "step_00000011.png") as last:
+        assert last.tobytes() == grid(generator.sample_rows(range(10), 8, seed=0), columns=8).tobytes()
+
+
+def test_classes_are_drawn_a_row_each(labelled_run, tmp_path, capfd):
+    out = tmp_path / "grid.png"
+    assert cli.main(["sample", str(labelled_run), "--classes=7,0", "--num=3", "--seed=5", f"--out={out}"]) == 0
+    generator = load_generator(labelled_run)
+    rows = torch.cat([generator.sample(3, seed=5, label=label) for label in (7, 0)])
+    with Image.open(out) as picture:
+        assert picture.tobytes() == grid(rows, columns=3).tobytes()
+    capfd.readouterr()
+    for classes, words in (("0,10", "class 10 is asked for, but the generator has the classes 0 to 9"), ("a", "0,3,7")):
+        assert words in complaint(capfd, "sample", str(labelled_run), f"--classes={classes}", f"--out={out}")
+
+
+def test_a_labelled_generator_is_measured_and_handed_on_like_any_other(labelled_run, tmp_path):
+    found = []
+    for world in (1, 2):
+        argv = [str(labelled_run), *QUICK, f"--json={tmp_path / f'{world}.json'}"]
+        assert launch(argv, verb="evaluate", world=world) == [0] * world
+        found.append(json.loads((tmp_path / f"{world}.json").read_text())["metrics"])
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert cli.main(["export", str(labelled_run), f"--to={tmp_path / 'shared'}"]) == 0
+    theirs, ours = load_generator(tmp_path / "shared"), load_generator(labelled_run)
+    assert torch.equal(theirs.sample(4, label=3), ours.sample(4, label=3))
+
+
+def test_labels_of_images_that_have_none_are_refused(tmp_path, capfd):
+    (tmp_path / "pictures").mkdir()
+    for i in range(16):
+        Image.new("L", (32, 32), i).save(tmp_path / "pictures" / f"{i}.png")
+    source = ["--data.source=folder", f"--data.path={tmp_path / 'pictures'}", "--data.channels=1"]
+    said = complaint(capfd, "train", *TINY, *source, "--model.conditional=true", f"--run.dir={tmp_path / 'run'}")
+    assert "model.conditional is true" in said
+    assert "have no labels" in said
+    assert not (tmp_path / "run").exists()

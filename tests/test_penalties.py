@@ -1,0 +1,140 @@
+"""Penalties against closed forms, where they are computed, and in which precision."""
+
+import json
+
+import pytest
+import torch
+from programs import processes
+from torch import nn
+
+from distgan import losses, penalties
+from distgan.config import ModelConfig, PenaltyConfig, TrainConfig
+from distgan.distributed import Ranks
+from distgan.models import Shape, build
+from distgan.penalties import Given, Penalties
+
+SHAPE = (6, 2, 3, 3)
+
+
+class Quadratic(nn.Module):
+    """l(x) = x^T A x / 2 + b^T x, whose gradient is A x + b."""
+
+    def __init__(self):
+        super().__init__()
+        rng = torch.Generator().manual_seed(0)
+        a = torch.randn(18, 18, dtype=torch.float64, generator=rng) / 4
+        self.a, self.b = a + a.t(), nn.Parameter(torch.randn(18, dtype=torch.float64, generator=rng))
+
+    def forward(self, x, y=None):
+        flat = x.flatten(1)
+        return 0.5 * ((flat @ self.a) * flat).sum(1) + flat @ self.b
+
+    def slope(self, x):
+        """(N, 18)."""
+        return x.flatten(1) @ self.a + self.b
+
+
+def given(critic, **options):
+    rng = torch.Generator().manual_seed(1)
+    real, fake = (torch.randn(2, *SHAPE, dtype=torch.float64, generator=rng)).unbind()
+    share = torch.rand(6, 1, dtype=torch.float64, generator=rng)
+    real.requires_grad_(options.get("on_real", False))
+    fake.requires_grad_(options.get("on_fake", False))
+    return Given(critic, real, critic(real, None), fake, critic(fake, None), None, lambda stream, count: share)
+
+
+def closed_form(name, critic, seen):
+    """Value and gradient with respect to b."""
+    if name == "wgan_gp":
+        share = seen.draw("penalty", 1)[:, :, None, None]
+        slope = critic.slope((share * seen.real + (1 - share) * seen.fake).detach())
+        norm = slope.norm(dim=1, keepdim=True)
+        return ((norm - 1) ** 2).mean(), (2 * (norm - 1) * slope / norm).mean(0)
+    slope = critic.slope((seen.real if name == "r1" else seen.fake).detach())
+    return slope.square().sum(1).mean() / 2, slope.mean(0)
+
+
+@pytest.mark.parametrize("name", penalties.PENALTIES)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_penalty_is_its_closed_form(name, reuse):
+    critic, penalty = Quadratic(), penalties.PENALTIES[name]()
+    seen = given(critic, on_real=reuse and penalty.on_real, on_fake=reuse and penalty.on_fake)
+    value = penalty(seen)
+    (gradient,) = torch.autograd.grad(value, critic.b)
+    expected, expected_gradient = closed_form(name, critic, seen)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradient, expected_gradient.detach(), rtol=1e-10, atol=1e-13)
+
+
+def test_a_critic_that_is_flat_can_be_differentiated():
+    critic = Quadratic()
+    critic.a.zero_()
+    critic.b.data.zero_()
+    (gradient,) = torch.autograd.grad(penalties.GradientPenalty()(given(critic)), critic.b)
+    assert gradient.isfinite().all()
+
+
+def test_a_lazy_penalty_weighs_the_same_on_the_whole():
+    critic = Quadratic()
+    seen = given(critic, on_real=True, on_fake=True)
+    r1, r2 = (closed_form(name, critic, seen)[0].item() for name in ("r1", "r2"))
+    eager = Penalties(PenaltyConfig(name="r1,r2", weight=3.0), mixed_precision=False)
+    lazy = Penalties(PenaltyConfig(name="r1,r2", weight=3.0, every=4), mixed_precision=False)
+    assert [float(eager.at(update)(seen)) for update in range(3)] == pytest.approx([3 * (r1 + r2)] * 3)
+    assert [float(lazy.at(update)(seen)) for update in range(5)] == pytest.approx(
+        [12 * (r1 + r2), 0, 0, 0, 12 * (r1 + r2)]
+    )
+    assert [lazy.at(update).on_real for update in range(5)] == [True, False, False, False, True]
+    assert float(Penalties(PenaltyConfig(name="wgan_gp"), mixed_precision=False).at(0)(seen)) == pytest.approx(
+        10 * closed_form("wgan_gp", critic, seen)[0].item()
+    )
+
+
+def under_bf16(path):
+    """What the penalties are with a discriminator that Accelerate runs in bf16, and with one that it does not know."""
+    torch.set_num_threads(1)
+    rng = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 4, 1, 32, 32, generator=rng).unbind()
+    share = torch.rand(4, 1, generator=rng)
+    _, plain = build(ModelConfig(width=4, latent_dim=4, d_norm="spectral"), Shape(image_size=32, channels=1), seed=0)
+    _, wrapped = build(ModelConfig(width=4, latent_dim=4, d_norm="spectral"), Shape(image_size=32, channels=1), seed=0)
+    with Ranks(timeout=60) as ranks:
+        ranks.join(TrainConfig(precision="bf16"), tracker="none")
+        ranks.accelerator.prepare(wrapped)
+        critic = ranks.in_full_precision(wrapped)
+        found = {"rounded": float((wrapped(real) - plain(real)).abs().max())}
+        for name in penalties.PENALTIES:
+            values = []
+            for run, network in ((critic, wrapped), (plain, plain)):
+                due = Penalties(PenaltyConfig(name=name), mixed_precision=True).at(0)
+                assert not (due.on_real or due.on_fake)
+                seen = Given(run, real, network(real, None), fake, network(fake, None), None, lambda *_: share)
+                value = due(seen)
+                value.backward()
+                gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+                network.zero_grad()
+                values.append((value.detach(), *gradients))
+            found[name] = [torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(*values, strict=True)]
+        found["rounded after"] = float((wrapped(real) - plain(real)).abs().max())
+    path.write_text(json.dumps(found))
+
+
+def test_under_bf16_a_penalty_is_computed_in_float32(tmp_path):
+    process = processes.Process(target=under_bf16, args=(tmp_path / "found.json",))
+    process.start()
+    process.join(120)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.pop("rounded") > 0  # the loss's own logits come out of bf16
+    assert found.pop("rounded after") > 0
+    assert all(all(same) and len(same) > 3 for same in found.values()), found
+
+
+def test_a_loss_and_its_penalty_have_one_gradient():
+    """What the one backward pass computes is the sum of both gradients."""
+    critic = Quadratic()
+    seen = given(critic, on_real=True)
+    loss = losses.build("non_saturating").discriminator(seen.real_logits, seen.fake_logits)
+    (alone,) = torch.autograd.grad(loss, critic.b, retain_graph=True)
+    both = loss + Penalties(PenaltyConfig(name="r1", weight=2.0), mixed_precision=False).at(0)(seen)
+    both.backward()
+    torch.testing.assert_close(critic.b.grad, alone + 2 * closed_form("r1", critic, seen)[1].detach())
