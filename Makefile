@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test soak slurm slurm-down check format clean
+.PHONY: help install quickstart test soak modes slurm slurm-down check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ test: .venv/.dev  ## the tests
 
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s
+
+modes: .venv/.run  ## which recipes cover 25 modes, same time for each (a quarter of an hour); writes docs/modes.md
+	$(BIN)/python benchmarks/modes.py
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)
 	@slurm/local_cluster up

@@ -25,6 +25,7 @@ from torchvision import datasets, transforms
 from distgan import config as configuration
 from distgan import data, train
 from distgan.config import DataConfig
+from distgan.seeding import RunSeed
 
 BATCH = 64
 ROUNDS = 5
@@ -96,7 +97,14 @@ def measure_share(scratch: Path) -> None:
 
 def distgan_batches(images: data.Images, prepared: DataConfig) -> Iterator[torch.Tensor]:
     feed = data.Batches(
-        images, prepared, seed=0, batch_size=BATCH, d_steps=1, shares=[slice(0, BATCH)], device=torch.device("cpu")
+        images,
+        prepared,
+        labels=False,
+        seed=RunSeed(0),
+        batch_size=BATCH,
+        d_steps=1,
+        shares=[slice(0, BATCH)],
+        device=torch.device("cpu"),
     )
     return (feed.at(step, 0)[0] for step in itertools.count())
 

@@ -51,11 +51,14 @@ def color(images: Tensor, u: Tensor) -> Tensor:
 def translation(images: Tensor, u: Tensor) -> Tensor:
     """A shift by up to an eighth of height and of width, whole pixels; what comes in is 0. u is (N, 2) in [0, 1)."""
     n, _, height, width = images.shape
-    most = torch.tensor([(height + 4) // 8, (width + 4) // 8], device=u.device)
-    down, right = ((u * (2 * most + 1)).long() - most).t()
-    # A margin of one pixel of zeros, which whatever lies outside is taken from.
-    rows = (torch.arange(height, device=u.device) - down[:, None] + 1).clamp(0, height + 1)
-    columns = (torch.arange(width, device=u.device) - right[:, None] + 1).clamp(0, width + 1)
+
+    def source(u: Tensor, size: int) -> Tensor:
+        """Where each row or column comes from, (N, size), in images with a margin of one pixel of zeros."""
+        most = size // 8
+        shift = (u * (2 * most + 1)).long()[:, None] - most
+        return (torch.arange(size, device=u.device) - shift + 1).clamp(0, size + 1)
+
+    rows, columns = source(u[:, 0], height), source(u[:, 1], width)
     image = torch.arange(n, device=u.device)[:, None, None]
     margined = pad(images, (1, 1, 1, 1)).permute(0, 2, 3, 1)
     return margined[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

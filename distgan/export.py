@@ -69,6 +69,13 @@ def card(config: Config, generator: Generator, step: int, evaluation: dict[str, 
     parameters = sum(p.numel() for p in generator.parameters())
     mirrored = ", mirrored at random" if data.flip else ""
     images = step * config.images_per_step
+    penalty = f", penalty {config.penalty.name}" if config.penalty.name else ""
+    augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
+    classes, labels = len(generator.classes), ""
+    if classes:
+        labels = (
+            f"images = generator.sample(64, seed=1, label=3)  # of one of its {classes} classes, 0 to {classes - 1}\n"
+        )
     return f"""---
 library_name: distgan
 pipeline_tag: unconditional-image-generation
@@ -86,14 +93,14 @@ import distgan
 
 generator = distgan.load_generator("PATH_OR_ID")
 images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.image_size})
-```
+{labels}```
 
 ## Training
 
 - Data: {data.source}{where}, split {data.split}{mirrored}.
 - Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
-- Loss {config.loss.name}; {config.train.precision}.
-- Adam: learning rate {config.optim.lr}, betas {list(config.optim.betas)}.
+- Loss {config.loss.name}{penalty}{augmented}; {config.train.precision}.
+- Adam: learning rate {config.optim.lr}, {config.optim.schedule}, betas {list(config.optim.betas)}.
 - Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.
 - Everything else: `recipe.yaml`.
 
