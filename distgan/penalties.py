@@ -3,7 +3,8 @@
 A penalty is an object with the members of `Penalty`; its name in `PENALTIES` is what `penalty.name` takes. It is added
 to the discriminator's loss before the one backward pass, so that gradients cross the wire once, as without it: no
 penalty is a collective. Costs are FLOPs that an update of the discriminator has more: D is a forward pass of the
-discriminator over the images of one kind, D₁ and Dₙ those of its first and last layer.
+discriminator over the images of one kind, D₁ and Dₙ those of its first and last layer. They are of a last layer that
+is linear; a convolution costs Dₙ more, because PyTorch differentiates it with respect to more than is needed.
 """
 
 from collections.abc import Callable, Mapping
@@ -51,7 +52,7 @@ class GradientPenalty:
     """WGAN-GP's (Gulrajani et al. 2017, eq. 3 and algorithm 1): E[(|grad l(x)| - 1)^2] between real images and fakes.
 
     Each x lies on the line from a fake to the real image of its place in the batch, a uniform number says where. It
-    costs 6 D - 3 Dₙ (2 Dₙ where that is a convolution): a forward pass, the gradient, and the rest to differentiate it.
+    costs 6 D - 3 Dₙ: a forward pass, the gradient, and the rest to differentiate that.
     """
 
     weight = 10.0
@@ -68,7 +69,7 @@ class GradientPenalty:
 class R1:
     """R1 (Mescheder et al. 2018, eq. 9): E[|grad l(x)|^2] / 2 at the real images.
 
-    It costs 3 D + D₁, because it shares the forward pass, and most of the backward pass, with the loss; in mixed
+    It costs 3 D + D₁ - Dₙ, because it shares the forward pass, and most of the backward pass, with the loss; in mixed
     precision it has its own, as WGAN-GP's.
     """
 

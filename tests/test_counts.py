@@ -93,9 +93,9 @@ def plain_flops(batch, w=4):
         (["--loss.name=relativistic"], 1, lambda D, D1, Dn: D),
         (["--loss.name=wasserstein", "--optim.clip_weights=0.1"], 0, lambda D, D1, Dn: 0),
         (["--loss.name=wasserstein", "--penalty.name=wgan_gp"], 1, lambda D, D1, Dn: 6 * D - 3 * Dn),
-        (["--penalty.name=r1"], 0, lambda D, D1, Dn: 3 * D + D1),
-        (["--penalty.name=r2"], 0, lambda D, D1, Dn: 3 * D + D1),
-        (["--penalty.name=r1,r2"], 0, lambda D, D1, Dn: 6 * D + 2 * D1),
+        (["--penalty.name=r1"], 0, lambda D, D1, Dn: 3 * D + D1 - Dn),
+        (["--penalty.name=r2"], 0, lambda D, D1, Dn: 3 * D + D1 - Dn),
+        (["--penalty.name=r1,r2"], 0, lambda D, D1, Dn: 6 * D + 2 * D1 - 2 * Dn),
         (["--penalty.name=r1,r2", "--penalty.every=5"], 0, lambda D, D1, Dn: 0),  # not due at the step that is counted
         (["--augment.policy=color,translation,cutout"], 0, lambda D, D1, Dn: 0),
     ],

@@ -111,22 +111,34 @@ def test_without_network_and_cache_the_local_way_is_named(monkeypatch, tmp_path)
         data.load(DataConfig(source="cifar10"))
 
 
+def batches_of(images, config, shares, labels=True):
+    return data.Batches(
+        images, config, labels=labels, seed=0, batch_size=6, d_steps=2, shares=shares, device=torch.device("cpu")
+    )
+
+
 @pytest.mark.parametrize("placement", ["auto", "device", "host"])
 def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placement):
     folder = cifar_folder(tmp_path / "cifar10", pictures)
     images = data.load(DataConfig(source="cifar10", path=str(folder)))
     config = DataConfig(flip=True, placement=placement)
+    originals = images.pixels.float() / 127.5 - 1
 
     def batch(share, step=0, k=0):
-        feed = data.Batches(images, config, seed=0, batch_size=6, d_steps=2, shares=[share], device=torch.device("cpu"))
-        return feed.at(step, k)[0]
+        feed = batches_of(images, config, [share])
+        (pixels, y), (same, none) = feed.at(step, k), batches_of(images, config, [share], labels=False).at(step, k)
+        assert torch.equal(pixels, same)
+        assert none is None
+        for image, label in zip(pixels, y, strict=True):  # each its own
+            matching = sum((originals == x).flatten(1).all(1) for x in (image, image.flip(-1))) > 0
+            assert label == images.labels[matching].item()
+        return pixels
 
     whole = [batch(slice(0, 6), step, k) for step in (0, 1) for k in (0, 1)]
     for i, (step, k) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
         parts = [batch(slice(2 * r, 2 * r + 2), step, k) for r in range(3)]
         assert torch.equal(torch.cat(parts), whole[i])
     seen = torch.cat(whole)
-    originals = images.pixels.float() / 127.5 - 1
     kinds = []
     for image in seen:
         as_is, mirrored = ((originals == x).flatten(1).all(1).any().item() for x in (image, image.flip(-1)))
@@ -142,17 +154,18 @@ def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictu
 
     def batches(placement, shares):
         config = DataConfig(flip=True, placement=placement)
-        feed = data.Batches(images, config, seed=0, batch_size=6, d_steps=2, shares=shares, device=torch.device("cpu"))
+        feed = batches_of(images, config, shares)
         order = [(step, k, i) for step in range(3) for k in range(2) for i in range(len(shares))]
         order.insert(5, order[2])  # one again, out of turn, as a paired loss asks for it
-        seen = [feed.at(*at)[0] for at in order]
+        seen = [feed.at(*at) for at in order]
         del seen[5]
-        return torch.cat(seen)
+        pixels, labels = zip(*seen, strict=True)
+        return torch.cat(pixels), torch.cat(labels)
 
     expected = batches("auto", [slice(0, 6)])
     for placement in ("auto", "device", "host"):
         for shares in ([slice(0, 6)], [slice(0, 2), slice(2, 4), slice(4, 6)]):
-            assert torch.equal(batches(placement, shares), expected)
+            assert all(map(torch.equal, batches(placement, shares), expected))
 
 
 def cut(file, to=-100):
