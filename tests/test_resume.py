@@ -47,8 +47,13 @@ def stopped_and_resumed(tmp_path, world, *overrides, setups=(), number=None):
 
 @pytest.mark.parametrize(
     ("world", "overrides"),
-    [(1, []), (2, []), (3, []), (1, ["--train.precision=bf16"]), (2, ["--train.d_steps=2"])],
-    ids=["1", "2", "3", "bf16", "d_steps"],
+    [
+        *((1, []), (2, []), (3, [])),
+        (1, ["--train.precision=bf16"]),
+        (2, ["--train.precision=bf16", "--penalty.name=r1,r2", "--model.d_norm=spectral"]),
+        (2, ["--train.d_steps=2"]),
+    ],
+    ids=["1", "2", "3", "bf16", "bf16-penalty", "d_steps"],
 )
 def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, overrides):
     whole, parts = stopped_and_resumed(tmp_path, world, *overrides)

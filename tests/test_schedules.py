@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from conftest import TINY, metrics
+from programs import launch
 
 from distgan.schedules import Rates, between
 
@@ -41,3 +43,18 @@ def test_a_curve_stays_where_it_ends():
     for curve in ("linear", "cosine"):
         assert between(curve, 2.0, 5.0, 7.0) == pytest.approx(5.0)
         assert between(curve, 2.0, 5.0, 0.5) == pytest.approx(3.5)
+
+
+def test_a_run_trains_at_its_schedules_rates(tmp_path):
+    argv = [*TINY, "--train.steps=4", "--track.log_every=1"]
+    for schedule in ("constant", "linear"):
+        assert launch([*argv, f"--run.dir={tmp_path / schedule}", f"--optim.schedule={schedule}"]) == [0]
+    linear, constant = (metrics(tmp_path / schedule) for schedule in ("linear", "constant"))
+    assert [line["lr/generator"] for line in linear] == pytest.approx([2e-4, 1.5e-4, 1e-4, 5e-5])
+    same = [a["loss/generator"] == b["loss/generator"] for a, b in zip(linear, constant, strict=True)]
+    assert same == [
+        True,
+        True,
+        False,
+        False,
+    ]  # G's loss of a step comes before its own update, after D's of the same one
