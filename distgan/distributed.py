@@ -195,10 +195,15 @@ class Ranks:
         """Around what a rank does by itself, however long, as preparing its machine's images."""
         return nullcontext() if self.watchdog is None else self.watchdog.alone()
 
-    def join(self, train: TrainConfig, *, tracker: str) -> None:
+    def join(self, train: TrainConfig, *, tracker: str, tf32: bool = True) -> None:
         """Collective: forms the process group, which Accelerate takes up, and configures the one Accelerator.
 
         DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
+
+        Args:
+            train: batch and precision.
+            tracker: `track.to`.
+            tf32: whether mixed precision may take it for what runs in fp32, which a penalty's passes must not.
 
         Raises:
             ValueError: the GPU cannot do the precision.
@@ -214,7 +219,7 @@ class Ranks:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
-        torch.backends.cudnn.allow_tf32 = train.precision != "fp32"
+        torch.backends.cudnn.allow_tf32 = tf32 and train.precision != "fp32"
         # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         # On every rank that srun itself started; torchrun and accelerate launch set it.

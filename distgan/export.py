@@ -10,9 +10,9 @@ from typing import Any
 from distgan import __version__, trained
 from distgan import config as configuration
 from distgan.config import Config
-from distgan.models import Generator
 from distgan.pictures import grid
 from distgan.run_folder import RunFolder
+from distgan.trained import Trained
 
 _SAMPLES = 64  # images in the card's grid
 
@@ -57,13 +57,14 @@ def export(run: str, to: Path) -> None:
             shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
         if folder.extractor.exists():
             shutil.copyfile(folder.extractor, to / folder.extractor.name)
-        (to / "README.md").write_text(card(config, found.generator, found.step, found.evaluation))
+        (to / "README.md").write_text(card(config, found))
     except OSError as error:
         raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
 
 
-def card(config: Config, generator: Generator, step: int, evaluation: dict[str, Any] | None) -> str:
-    """The model card, Markdown with the hub's metadata at its top; the evaluation as `Measured.report` has it."""
+def card(config: Config, found: Trained) -> str:
+    """The model card, Markdown with the hub's metadata at its top."""
+    generator, step = found.generator, found.step
     data = config.data
     where = f" ({data.id or data.path})" if data.id or data.path else ""
     parameters = sum(p.numel() for p in generator.parameters())
@@ -71,8 +72,9 @@ def card(config: Config, generator: Generator, step: int, evaluation: dict[str, 
     images = step * config.images_per_step
     penalty = f", penalty {config.penalty.name}" if config.penalty.name else ""
     augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
-    classes, labels = len(generator.classes), ""
+    classes, labels, named = len(generator.classes), "", ""
     if classes:
+        named = f"- Classes: {', '.join(f'{i} {name}' for i, name in enumerate(found.shape.names))}.\n"
         labels = (
             f"images = generator.sample(64, seed=1, label=3)  # of one of its {classes} classes, 0 to {classes - 1}\n"
         )
@@ -98,7 +100,7 @@ images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.
 ## Training
 
 - Data: {data.source}{where}, split {data.split}{mirrored}.
-- Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
+{named}- Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
 - Loss {config.loss.name}{penalty}{augmented}; {config.train.precision}.
 - Adam: learning rate {config.optim.lr}, {config.optim.schedule}, betas {list(config.optim.betas)}.
 - Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.
@@ -106,7 +108,7 @@ images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.
 
 ## Metrics
 
-{_metrics(evaluation)}
+{_metrics(found.evaluation)}
 
 ## Limits
 

@@ -217,9 +217,9 @@ class Housekeeping:
 
     def _grid(self) -> torch.Tensor:
         """Samples of fixed latents; of a generator that takes labels, a row of each class."""
-        seed, classes = self._config.run.seed, range(min(len(self._average.classes), _ROWS))
+        seed, classes = self._config.run.seed, [i for i, images in enumerate(self._average.classes) if images > 0]
         if classes:
-            return self._average.sample_rows(classes, _COLUMNS, seed=seed)
+            return self._average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
         return self._average.sample(_COLUMNS**2, seed=seed)
 
     def _log(self, step: int, *, evaluate: bool) -> list[Trouble]:

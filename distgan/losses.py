@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from distgan.config import nearest
+from distgan.config import Config, nearest
 
 
 class Loss(Protocol):
@@ -23,6 +23,9 @@ class Loss(Protocol):
 
     probability: bool
     """Whether `score` is a probability, by which the guard can tell who wins."""
+
+    critic: bool
+    """Whether its discriminator's logits have no bound to strive for, so that something must hold their slope."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """The discriminator's loss, a scalar."""
@@ -43,6 +46,7 @@ class NonSaturating:
 
     paired = False
     probability = True
+    critic = False
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return softplus(-_wide(real_logits)).mean() + softplus(_wide(fake_logits)).mean()
@@ -60,6 +64,7 @@ class _ByLogits:
 
     paired = False
     probability = False
+    critic = False
 
     def score(self, logits: Tensor) -> Tensor:
         """The mean logit."""
@@ -84,6 +89,8 @@ class Wasserstein(_ByLogits):
 
     `score/real` less `score/fake_before` is the critic's estimate of the distance, up to its Lipschitz constant.
     """
+
+    critic = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return _wide(fake_logits).mean() - _wide(real_logits).mean()
@@ -140,6 +147,25 @@ def build(name: str) -> Loss:
     if name not in LOSSES:
         raise ValueError(f'loss.name is "{name}", which is unknown: {nearest(name, list(LOSSES))}')
     return LOSSES[name]()
+
+
+def check(loss: Loss, config: Config) -> None:
+    """Refuses what holds no critic, or what is none.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    clip, name = config.optim.clip_weights, config.loss.name
+    if loss.critic and clip is None and config.model.d_norm != "spectral" and not config.penalty.names:
+        raise ValueError(
+            f"loss.name is {name}, whose critic grows without bound unless something holds it: set "
+            "penalty.name=wgan_gp, optim.clip_weights or model.d_norm=spectral (Arjovsky et al. 2017, section 3)."
+        )
+    if clip is not None and not loss.critic:
+        raise ValueError(
+            f"optim.clip_weights is {clip}, but loss.name is {name}: clipping makes the critic of wasserstein "
+            "Lipschitz, and would only weaken another discriminator; leave it out."
+        )
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -107,7 +107,8 @@ class Penalties:
                 raise ValueError(f'penalty.name has "{name}", which is unknown: {nearest(name, [*PENALTIES])}')
         penalties = [PENALTIES[name]() for name in config.names]
         # At every n-th update n times as heavy, so that it weighs the same on the whole (Karras et al. 2020,
-        # StyleGAN2, appendix B).
+        # StyleGAN2, appendix B; there it has updates of its own, for which Adam is slowed, here it shares those of the
+        # loss).
         self._all = _Weighted(
             {
                 penalty: config.every * (penalty.weight if config.weight is None else config.weight)
@@ -131,8 +132,9 @@ class _Weighted:
         self.on_real = reuse and any(penalty.on_real for penalty in weights)
         self.on_fake = reuse and any(penalty.on_fake for penalty in weights)
 
-    def __call__(self, given: Given) -> Tensor | float:
-        return sum(weight * penalty(given) for penalty, weight in self._weights.items())
+    def __call__(self, given: Given) -> Tensor:
+        nothing = given.real.new_zeros(())
+        return sum((weight * penalty(given) for penalty, weight in self._weights.items()), nothing)
 
 
 def _squared_slope_at(given: Given, images: Tensor, logits: Tensor) -> Tensor:

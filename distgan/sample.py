@@ -28,19 +28,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     pictures.check(arguments.out)
-    generator = load_generator(arguments.run).to("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.classes is None:
+    labels = _numbers(arguments.classes) if arguments.classes is not None else []
+    generator = load_generator(arguments.run)
+    for label in labels:
+        generator.check_label(label)
+    generator.to("cuda" if torch.cuda.is_available() else "cpu")
+    if not labels:
         picture = pictures.grid(generator.sample(64 if arguments.num is None else arguments.num, seed=arguments.seed))
     else:
-        if not re.fullmatch(r"\d+(,\d+)*", arguments.classes):
-            raise ValueError(f"--classes is {arguments.classes}, but must be numbers with commas, such as 0,3,7.")
-        columns, labels = (
-            8 if arguments.num is None else arguments.num,
-            [int(label) for label in arguments.classes.split(",")],
-        )
+        columns = 8 if arguments.num is None else arguments.num
         picture = pictures.grid(generator.sample_rows(labels, columns, seed=arguments.seed), columns=columns)
     pictures.save(picture, arguments.out)
     print(arguments.out)
+
+
+def _numbers(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(f"--classes is {text}, but must be numbers with commas, such as 0,3,7.")
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ class Tracker:
         before, after = metrics["score/fake_before"], metrics["score/fake_after"]
         text = (
             f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
-            f"D(x) {metrics['score/real']:.2f}  D(G(z)) {before:.2f} → {after:.2f}  {images_per_s:,.0f} images/s"
+            f"score of real {metrics['score/real']:.2f}, fake {before:.2f} → {after:.2f}  {images_per_s:,.0f} images/s"
         )
         if evaluated := [name for name in metrics if name.startswith("eval/")]:
             text += "  " + "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4g}" for name in evaluated)

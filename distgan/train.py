@@ -49,7 +49,7 @@ def train(config: Config) -> None:
             distributed.check_gpus()
             prepared = _prepare(config)  # whatever can be wrong, before any GPU or process group is touched
             claim = prepared.folder.claim(config) if ranks.rank == 0 else None
-        ranks.join(config.train, tracker=config.track.to)
+        ranks.join(config.train, tracker=config.track.to, tf32=not config.penalty.names)
         _train(config, prepared, claim, ranks)
 
 
@@ -85,7 +85,7 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
     critic = ranks.in_full_precision(raw_D)
     adams = {"generator": adam_G, "discriminator": adam_D}
     rates = Rates(adams, lr=config.optim.lr, schedule=config.optim.schedule, steps=config.train.steps)
-    meter = Meter(_METRICS, accelerator.device)
+    meter = Meter((*_METRICS, *(["loss/penalty"] if config.penalty.names else [])), accelerator.device)
 
     if ranks.world > 1:
         distributed.settle_gradient_buckets(lambda: _throwaway_passes(G, D, batches, latents))
@@ -132,10 +132,11 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
                     with ranks.synced(D, last=i == last):
                         real_logits, fake_logits = D(real, y), D(fixed, y)
                         loss_D = loss.discriminator(real_logits, fake_logits)
-                        # In the one backward: a second one breaks DDP's reduction.
-                        loss_D = loss_D + penalty(Given(critic, real, real_logits, fixed, fake_logits, y, draw))
-                        accelerator.backward(loss_D / pieces)
+                        added = penalty(Given(critic, real, real_logits, fixed, fake_logits, y, draw))
+                        accelerator.backward((loss_D + added) / pieces)  # one: a second breaks DDP's reduction
                     meter.add("loss/discriminator", loss_D, pieces)
+                    if config.penalty.names:
+                        meter.add("loss/penalty", added, pieces)
                     meter.add("score/real", loss.score(real_logits), pieces)
                     meter.add("score/fake_before", loss.score(fake_logits), pieces)
                 opt_D.step()
@@ -146,9 +147,11 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
                 for i in range(pieces):
                     with ranks.synced(G, last=i == last):
                         if pieces > 1:
-                            (real, y), z, draw = batches.at(step, k, i), latents.at(step, k, i), draws.at(step, k, i)
+                            z, draw = latents.at(step, k, i), draws.at(step, k, i)
+                            if loss.paired or y is not None:
+                                real, y = batches.at(step, k, i)
+                                real = augment(real, draw, "real")
                             fake = G(z, y)
-                            real = augment(real, draw, "real") if loss.paired else real
                         fake_logits = raw_D(augment(fake, draw, "generator"), y)
                         loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
                         accelerator.backward(loss_G / pieces)
@@ -204,12 +207,15 @@ class _Prepared(NamedTuple):
 def _prepare(config: Config) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but caches: the prepared images, an extractor's weights."""
     loss, augment = losses.build(config.loss.name), Augment(config.augment.names)
+    losses.check(loss, config)
     penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
     folder = RunFolder(config.run.dir)
     folder.check(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
     classes = _classes(images, config.data) if config.model.conditional else ()
-    shape = models.Shape(image_size=config.data.image_size, channels=images.channels, classes=classes)
+    names = images.classes if classes and images.classes is not None else ()
+    size = config.data.image_size
+    shape = models.Shape(image_size=size, channels=images.channels, classes=classes, names=names)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
     if config.penalty.names and models.has_batch_norm(discriminator):
         raise ValueError(configuration.BATCH_NORM_AND_PENALTY)
@@ -228,7 +234,7 @@ def _prepare(config: Config) -> _Prepared:
     if config.eval.every is not None:
         own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
         evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
-    unseen = _unseen(config.data, labels=config.model.conditional) if rank == 0 else None
+    unseen = _unseen(config.data, classes=len(shape.classes)) if rank == 0 else None
     trained = (generator, discriminator, average)
     return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
 
@@ -237,7 +243,7 @@ def _classes(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     """How many images each class has.
 
     Raises:
-        ValueError: some of them have none.
+        ValueError: some images have no label, or there are no two classes.
     """
     if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
         raise ValueError(
@@ -245,18 +251,26 @@ def _classes(images: data.Images, source: DataConfig) -> tuple[int, ...]:
             f"{source.path or source.id or source.source} have no labels: sort a folder's pictures into sub-folders, "
             "name data.label_column, or leave model.conditional out."
         )
-    return tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
+    counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
+    if sum(count > 0 for count in counts) < 2:
+        raise ValueError(
+            f"model.conditional is true, but all images of {source.path or source.id or source.source} are of one "
+            "class: leave it out."
+        )
+    return counts
 
 
-def _unseen(images: DataConfig, *, labels: bool) -> Watched | None:
-    """Some real images that nobody trains on, where the source has them."""
+def _unseen(images: DataConfig, *, classes: int) -> Watched | None:
+    """Some real images that nobody trains on, where the source has them, with labels if there are classes."""
     try:
         other = data.test_split(images)
     except ValueError:
         return None
     try:
         pixels, y = data.preview(data.find(other), other, WATCHED)
-        return Watched(pixels, y if labels else None)
+        if classes and not bool(((y >= 0) & (y < classes)).all()):
+            raise ValueError("some have none of the labels that are trained on.")
+        return Watched(pixels, y if classes else None)
     except ValueError as error:
         print(f"distgan: the guard does without images that nobody trains on: {error}", file=sys.stderr, flush=True)
         return None

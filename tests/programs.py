@@ -28,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 
 from distgan import checkpoint, cli, data, evaluation, losses, metrics, models, penalties, tracking, train
 from distgan.models import Architecture, Generator
+from distgan.models.conditional import Projection
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["programs"])
@@ -89,8 +90,9 @@ def _rank(
 class PlainGenerator(Generator):
     """latents -> (N, channels, 32, 32), without batch norm."""
 
-    def __init__(self, *, channels: int, width: int, latent_dim: int) -> None:
-        super().__init__(latent_dim=latent_dim)
+    def __init__(self, *, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()) -> None:
+        super().__init__(latent_dim=latent_dim, classes=classes)
+        self.embedding = nn.Embedding(len(classes), latent_dim) if classes else None
         self.main = nn.Sequential(
             nn.Linear(latent_dim, width * 64),
             nn.Unflatten(1, (width, 8, 8)),
@@ -102,14 +104,15 @@ class PlainGenerator(Generator):
         )
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.main(z)
+        return self.main(z if self.embedding is None else z * self.embedding(y))
 
 
 class PlainDiscriminator(nn.Module):
     """(N, channels, 32, 32) -> logits (N,), without batch norm."""
 
-    def __init__(self, *, channels: int, width: int) -> None:
+    def __init__(self, *, channels: int, width: int, classes: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.projection = Projection(channels * 1024, classes=len(classes)) if classes else None
         self.main = nn.Sequential(
             nn.Conv2d(channels, width, 4, 2, 1),
             nn.LeakyReLU(0.2),
@@ -120,7 +123,8 @@ class PlainDiscriminator(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.main(x).flatten()
+        logits = self.main(x).flatten()
+        return logits if self.projection is None else logits + self.projection(x.flatten(1), y)
 
 
 @torch.no_grad()
@@ -130,14 +134,18 @@ def he_scaled(network: nn.Module, rng: torch.Generator) -> None:
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.kaiming_normal_(layer.weight, a=0.2, generator=rng)
             layer.bias.zero_()
+        elif isinstance(layer, nn.Embedding):
+            layer.weight.normal_(0, 0.1, generator=rng)
 
 
 def plain_networks() -> None:
     models.ARCHITECTURES["plain"] = Architecture(
         generator=lambda model, shape: PlainGenerator(
-            channels=shape.channels, width=model.width, latent_dim=model.latent_dim
+            channels=shape.channels, width=model.width, latent_dim=model.latent_dim, classes=shape.classes
         ),
-        discriminator=lambda model, shape: PlainDiscriminator(channels=shape.channels, width=model.width),
+        discriminator=lambda model, shape: PlainDiscriminator(
+            channels=shape.channels, width=model.width, classes=shape.classes
+        ),
         initialise=he_scaled,
     )
 
@@ -151,6 +159,7 @@ class Cubic:
 
     paired = True
     probability = False
+    critic = False
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return (real_logits - fake_logits - 1).abs().pow(3).mean()

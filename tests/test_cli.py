@@ -60,6 +60,7 @@ def complaint(capfd, *argv):
         (["--penalty.name=r1", "--penalty.weight=-1"], ["penalty.weight", "-1", "above 0"]),
         (["--optim.clip_weights=0"], ["optim.clip_weights", "0", "above 0"]),
         (["--augment.policy=color,cut"], ["augment.policy", '"cut"', "cutout"]),
+        (["--augment.policy=color,color"], ["augment.policy", "twice"]),
         (["--model.architecture=resnet", "--model.d_norm=batch"], ["model.d_norm is batch", "none or spectral"]),
         (["--optim.schedule=linear", "--run.extend=5"], ["run.extend is 5", "optim.schedule is linear", "init_from"]),
         (["--optim.schedule=step"], ["optim.schedule", "step", "constant, linear, cosine"]),

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, VARIANTS
 from programs import chatty_meter, count_step, launch, plain_networks, unfrozen_discriminator
 
 from distgan import models
@@ -88,16 +88,22 @@ def plain_flops(batch, w=4):
 @pytest.mark.parametrize(
     ("overrides", "forwards", "extra"),
     [
-        (["--loss.name=least_squares"], 0, lambda D, D1, Dn: 0),
-        (["--loss.name=hinge"], 0, lambda D, D1, Dn: 0),
-        (["--loss.name=relativistic"], 1, lambda D, D1, Dn: D),
-        (["--loss.name=wasserstein", "--optim.clip_weights=0.1"], 0, lambda D, D1, Dn: 0),
-        (["--loss.name=wasserstein", "--penalty.name=wgan_gp"], 1, lambda D, D1, Dn: 6 * D - 3 * Dn),
-        (["--penalty.name=r1"], 0, lambda D, D1, Dn: 3 * D + D1 - Dn),
-        (["--penalty.name=r2"], 0, lambda D, D1, Dn: 3 * D + D1 - Dn),
-        (["--penalty.name=r1,r2"], 0, lambda D, D1, Dn: 6 * D + 2 * D1 - 2 * Dn),
-        (["--penalty.name=r1,r2", "--penalty.every=5"], 0, lambda D, D1, Dn: 0),  # not due at the step that is counted
-        (["--augment.policy=color,translation,cutout"], 0, lambda D, D1, Dn: 0),
+        (["--loss.name=least_squares"], 0, lambda D, D1, Dn, G1: 0),
+        (["--loss.name=hinge"], 0, lambda D, D1, Dn, G1: 0),
+        (["--loss.name=relativistic"], 1, lambda D, D1, Dn, G1: D),
+        (["--loss.name=wasserstein", "--optim.clip_weights=0.1"], 0, lambda D, D1, Dn, G1: 0),
+        (["--loss.name=wasserstein", "--penalty.name=wgan_gp"], 1, lambda D, D1, Dn, G1: 6 * D - 3 * Dn),
+        (["--penalty.name=r1"], 0, lambda D, D1, Dn, G1: 3 * D + D1 - Dn),
+        (["--penalty.name=r2"], 0, lambda D, D1, Dn, G1: 3 * D + D1 - Dn),
+        (["--penalty.name=r1,r2"], 0, lambda D, D1, Dn, G1: 6 * D + 2 * D1 - 2 * Dn),
+        (
+            ["--penalty.name=r1,r2", "--penalty.every=5"],
+            0,
+            lambda D, D1, Dn, G1: 0,
+        ),  # not due at the step that is counted
+        (["--augment.policy=color,translation,cutout"], 0, lambda D, D1, Dn, G1: 0),
+        (["--model.conditional=true"], 0, lambda D, D1, Dn, G1: G1),  # the embedding's gradient flows through it
+        (["--penalty.name=r1", "--train.precision=bf16"], 1, lambda D, D1, Dn, G1: 6 * D - 3 * Dn),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -108,7 +114,15 @@ def test_losses_penalties_and_augmentation_cost_what_they_say(tmp_path, override
         assert step["forwards"] == {"generator": 1, "discriminator": 3 + forwards}
         assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
         assert set(step["gradients"]["discriminator"].values()) == {1}
-        assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + extra(D, D1, Dn)
+        assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + extra(D, D1, Dn, G1)
+
+
+def test_a_lazy_penalty_is_due_by_the_count_of_discriminator_updates(tmp_path):
+    """Updates 6, 7 and 8 of three per step: the first and the last of them are even."""
+    G, G1, D, D1, Dn = plain_flops(12)
+    lazy = ["--penalty.name=r1", "--penalty.every=2"]
+    (step,) = counted(tmp_path, *PLAIN, plain_networks, *lazy, d_steps=3)
+    assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + 2 * (6 * D - 2 * D1 + G) + 2 * (3 * D + D1 - Dn)
 
 
 def test_spectral_norm_costs_what_it_says_and_nothing_on_the_wire(tmp_path):
@@ -137,7 +151,8 @@ def flops_by_hand(*, width, latent_dim, batch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_no_synchronisation_on_cuda(tmp_path):
+@pytest.mark.parametrize("variant", [[], *VARIANTS.values()], ids=["dcgan", *VARIANTS])
+def test_no_synchronisation_on_cuda(tmp_path, variant):
     from programs import forbid_cuda_synchronisation
 
-    assert launch([*QUIET, f"--run.dir={tmp_path}"], setups=[forbid_cuda_synchronisation]) == [0]
+    assert launch([*QUIET, *variant, f"--run.dir={tmp_path}"], setups=[forbid_cuda_synchronisation]) == [0]

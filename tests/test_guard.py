@@ -168,6 +168,20 @@ def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(t
     assert (again / "rollbacks.abandoned").exists()
 
 
+def test_a_rollback_lowers_what_a_schedule_starts_from(tmp_path):
+    """Also where the run is stopped after it: the decay of the steps before is not counted twice."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    argv, poison = [*BACK, "--optim.schedule=linear", "--track.log_every=1"], [functools.partial(nan_at, 8, 0)]
+    assert launch([*argv, f"--run.dir={run}"], setups=poison) == [0]
+    (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
+    assert (rollback["back_to"], rollback["lr"]) == (4, {"generator": 1e-4, "discriminator": 1e-4})
+    rates = [(1e-4 if step >= 4 else 2e-4) * (1 - step / 14) for step in range(14)]
+    assert [line["lr/generator"] for line in metrics(run)] == pytest.approx(rates)
+    for stop in (["--run.stop_at=10"], []):
+        assert launch([*argv, f"--run.dir={again}", *stop], setups=poison) == [0]
+    assert metrics(again) == metrics(run)
+
+
 def test_without_a_rollback_a_nan_ends_the_run_with_what_to_do(tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     argv = [*TINY, f"--run.dir={run}", "--checkpoint.every=4"]

@@ -2,6 +2,8 @@
 
 import json
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK, TINY, VARIANTS
@@ -52,6 +54,25 @@ def test_a_labelled_generator_is_measured_and_handed_on_like_any_other(labelled_
     assert cli.main(["export", str(labelled_run), f"--to={tmp_path / 'shared'}"]) == 0
     theirs, ours = load_generator(tmp_path / "shared"), load_generator(labelled_run)
     assert torch.equal(theirs.sample(4, label=3), ours.sample(4, label=3))
+    card = (tmp_path / "shared" / "README.md").read_text()
+    assert "- Classes: 0 0, 1 1," in card
+    assert "label=3" in card
+
+
+def test_unseen_images_without_labels_are_done_without(tmp_path):
+    """As where a data set hides those of its test split."""
+    pictures = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "copy" / "plain_text").mkdir(parents=True)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    for split, labels in (("train", [i % 10 for i in range(24)]), ("test", [-1] * 24)):
+        rows = {"img": [Image.fromarray(picture) for picture in pictures], "label": labels}
+        file = tmp_path / "copy" / "plain_text" / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    log = tmp_path / "log"
+    source = ["--data.source=cifar10", f"--data.path={tmp_path / 'copy'}", "--train.steps=3"]
+    assert launch([*CONDITIONAL, *source, f"--run.dir={tmp_path / 'run'}"], log=log) == [0]
+    assert "the guard does without images that nobody trains on: some have none of the labels" in log.read_text()
+    assert launch([*TINY, *source, f"--run.dir={tmp_path / 'unlabelled'}"]) == [0]
 
 
 def test_labels_of_images_that_have_none_are_refused(tmp_path, capfd):
@@ -62,4 +83,10 @@ def test_labels_of_images_that_have_none_are_refused(tmp_path, capfd):
     said = complaint(capfd, "train", *TINY, *source, "--model.conditional=true", f"--run.dir={tmp_path / 'run'}")
     assert "model.conditional is true" in said
     assert "have no labels" in said
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    for i in range(16):
+        Image.new("L", (32, 32), i).save(tmp_path / "one" / "class" / f"{i}.png")
+    source[1] = f"--data.path={tmp_path / 'one'}"
+    said = complaint(capfd, "train", *TINY, *source, "--model.conditional=true", f"--run.dir={tmp_path / 'run'}")
+    assert "of one class" in said
     assert not (tmp_path / "run").exists()

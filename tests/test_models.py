@@ -1,5 +1,8 @@
 """DCGAN is the textbook's."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch import nn
 from distgan import models
 from distgan.config import ModelConfig
 from distgan.models import Shape, eval_mode, frozen
-from distgan.models.conditional import ConditionalBatchNorm2d
+from distgan.models.conditional import ConditionalBatchNorm2d, Projection
 
 
 def layers(network):
@@ -153,6 +156,18 @@ def test_parameter_counts_are_the_published_ones():
     assert parameters(*models.build(sngan, labelled, seed=0)) == [4_304_387, 1_055_105]
     large = ModelConfig(architecture="resnet", width=64, latent_dim=128)
     assert parameters(models.build_generator(large, Shape(image_size=64, channels=3))) == [12_220_675]
+    # By hand from the layers of mimicry's sngan_64.py and of sngan_projection's snresnet.py, whose inner widths are
+    # those before: blocks that halve, with a shortcut of 1x1, but for the last one at 128.
+    for size, widths in ((64, [64, 128, 256, 512, 1024]), (128, [64, 128, 256, 512, 1024, 1024])):
+        expected = 9 * 3 * 64 + 64 + 9 * 64 * 64 + 64 + 3 * 64 + 64 + 1024 + 1
+        for a, b in itertools.pairwise(widths):
+            expected += 9 * a * a + a + 9 * a * b + b + ((a * b + b) if a != b else 0)
+        _, D = models.build(large, Shape(image_size=size, channels=3), seed=0)
+        assert parameters(D) == [expected]
+        features = []
+        D.blocks[-1].register_forward_hook(lambda *seen, features=features: features.append(seen[2].shape))
+        D(torch.zeros(1, 3, size, size))
+        assert features == [(1, 1024, *([2, 2] if size == 64 else [4, 4]))]
     # By hand from the layers of gan_cifar_resnet.py (igul222/improved_wgan_training, without its labels).
     wgan_gp = ModelConfig(architecture="resnet", width=128, latent_dim=128)
     block = 2 * (9 * 128 * 128 + 128) + 128 * 128 + 128
@@ -256,11 +271,15 @@ def test_clipping_bounds_every_weight():
     assert max(parameter.abs().max().item() for parameter in D.parameters()) == pytest.approx(0.01)
 
 
-def test_orthogonal_starting_weights_are():
-    model = ModelConfig(architecture="resnet", width=4, init="orthogonal", conditional=True, d_norm="spectral")
-    for network in models.build(model, LABELLED, seed=0):
+@pytest.mark.parametrize("architecture", ["resnet", "dcgan"])
+def test_orthogonal_starting_weights_are(architecture):
+    model = ModelConfig(architecture=architecture, width=4, init="orthogonal", conditional=True, d_norm="spectral")
+    networks, others = (models.build(model, LABELLED, seed=seed) for seed in (0, 1))
+    assert not torch.equal(networks[1].projection.embedding.weight, others[1].projection.embedding.weight)
+    for network in networks:
+        embeddings = [part.embedding for part in network.modules() if isinstance(part, Projection)]
         for layer in network.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or layer in embeddings:
                 weight = layer.parametrizations.weight.original if hasattr(layer, "parametrizations") else layer.weight
                 matrix = weight.flatten(1)
                 matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
@@ -284,3 +303,19 @@ def test_samples_of_a_labelled_generator_are_functions_of_seed_index_and_label()
     for label in (-1, 3):
         with pytest.raises(ValueError, match=f"class {label} .* has the classes 0 to 2"):
             G.sample(1, label=label)
+
+
+def test_networks_that_take_no_labels_are_refused_them():
+    architecture = models.ARCHITECTURES["dcgan"]
+    blind = dataclasses.replace(
+        architecture,
+        generator=lambda model, shape: architecture.generator(
+            model, Shape(image_size=shape.image_size, channels=shape.channels)
+        ),
+    )
+    models.ARCHITECTURES["blind"] = blind
+    try:
+        with pytest.raises(ValueError, match=r"model\.conditional is true, but blind takes no labels"):
+            models.build(ModelConfig(architecture="blind", width=2, conditional=True), LABELLED, seed=0)
+    finally:
+        del models.ARCHITECTURES["blind"]

@@ -84,9 +84,21 @@ def test_nor_does_anything_beyond_dcgan(tmp_path, variant):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_gradients_that_accumulate_over_pieces_make_the_same_updates(tmp_path, world):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--loss.name=cubic", "--penalty.name=slope"],
+        [
+            *("--loss.name=relativistic", "--augment.policy=color,translation,cutout", "--model.conditional=true"),
+            *("--model.d_norm=spectral", "--penalty.name=r1,wgan_gp", "--penalty.every=3"),
+        ],
+        ["--loss.name=hinge", "--model.conditional=true"],
+    ],
+    ids=["outside", "everything", "unpaired-labels"],
+)
+def test_gradients_that_accumulate_over_pieces_make_the_same_updates(tmp_path, overrides, world):
     setups = [float64, cubic_loss, slope_penalty]
-    overrides = ["--loss.name=cubic", "--penalty.name=slope", "--train.d_steps=2", "--train.steps=6"]
+    overrides = [*overrides, "--train.d_steps=2", "--train.steps=6"]
     whole = losses_of(tmp_path, "whole", 1, setups, *overrides)
     pieces = losses_of(tmp_path, "pieces", world, setups, *overrides, "--train.max_batch_per_device=5")
     assert pieces == pytest.approx(whole, rel=1e-9, abs=0)

@@ -1,10 +1,14 @@
 """Every recipe is one: it parses, and its header gives the command that runs it."""
 
+import dataclasses
+
 import pytest
 import yaml
 from conftest import REPOSITORY
 
 from distgan import config, losses, models
+from distgan.augment import Augment
+from distgan.penalties import Penalties
 
 RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "sweep")
 
@@ -12,8 +16,12 @@ RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if pat
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_gives_its_command(recipe):
     parsed = config.load(recipe)
-    losses.build(parsed.loss.name)
-    models.build_generator(parsed.model, models.Shape(image_size=parsed.data.image_size, channels=3))
+    losses.check(losses.build(parsed.loss.name), parsed)
+    Augment(parsed.augment.names)
+    Penalties(parsed.penalty, mixed_precision=False)
+    classes = (1,) * 10 if parsed.model.conditional else ()
+    narrow = dataclasses.replace(parsed.model, width=2, d_width=2)
+    models.build(narrow, models.Shape(image_size=parsed.data.image_size, channels=3, classes=classes), seed=0)
     header = "".join(line for line in recipe.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"-m distgan.train --config configs/{recipe.name}" in header
     assert "Receipt:" in header

@@ -40,9 +40,12 @@ class Shape:
     """1 or 3."""
     classes: tuple[int, ...] = ()
     """How many training images each class has, where the networks take labels."""
+    names: tuple[str, ...] = ()
+    """Of these classes."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))  # a list, out of JSON
+        for name in ("classes", "names"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, out of JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +81,12 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
     """Generator and discriminator with their starting weights, functions of the seed alone.
 
     Raises:
-        ValueError: the architecture is unknown, or has no such norm.
+        ValueError: the architecture is unknown, has no such norm, or takes no labels where there are some.
     """
     generator = build_generator(model, shape)
     architecture = ARCHITECTURES[model.architecture]
+    if generator.classes != shape.classes:
+        raise ValueError(f"model.conditional is true, but {model.architecture} takes no labels.")
     if model.d_norm not in (None, *architecture.d_norms):
         raise ValueError(
             f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(architecture.d_norms)}."
@@ -119,18 +124,24 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
 
 
 def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
-    return {**vars(shape), "width": model.width, "latent_dim": model.latent_dim}
+    return {**_of_images(shape), "classes": shape.classes, "width": model.width, "latent_dim": model.latent_dim}
 
 
 def _of_discriminator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
     norm = model.d_norm or ARCHITECTURES[model.architecture].d_norms[0]
-    return {**vars(shape), "classes": len(shape.classes), "width": model.d_width or model.width, "norm": norm}
+    width = model.d_width or model.width
+    return {**_of_images(shape), "classes": len(shape.classes), "width": width, "norm": norm}
+
+
+def _of_images(shape: Shape) -> dict[str, Any]:
+    return {"image_size": shape.image_size, "channels": shape.channels}
 
 
 @torch.no_grad()
 def _make_orthogonal(network: nn.Module, rng: torch.Generator) -> None:
     """Saxe et al. 2014, as Brock et al. 2019 (BigGAN) do; embeddings, of a projection, too."""
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or type(layer) is Projection:
-            weight = layer.embedding.weight if isinstance(layer, Projection) else layer.weight
-            nn.init.orthogonal_(weight, generator=rng)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.orthogonal_(layer.weight, generator=rng)
+        elif isinstance(layer, Projection):
+            nn.init.orthogonal_(layer.embedding.weight, generator=rng)

@@ -39,10 +39,23 @@ class Generator(nn.Module):
         """
         if n < 1:
             raise ValueError(f"the number of samples is {n}, but must be at least 1.")
-        if label is not None and not 0 <= label < len(self.classes):
-            has = f"has the classes 0 to {len(self.classes) - 1}" if self.classes else "was trained without labels"
-            raise ValueError(f"class {label} is asked for, but the generator {has}.")
+        if label is not None:
+            self.check_label(label)
         return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
+
+    def check_label(self, label: int) -> None:
+        """Checks that there were training images of a class.
+
+        Raises:
+            ValueError: there were none.
+        """
+        if not self.classes:
+            raise ValueError(f"class {label} is asked for, but the generator was trained without labels.")
+        if not 0 <= label < len(self.classes):
+            last = len(self.classes) - 1
+            raise ValueError(f"class {label} is asked for, but the generator has the classes 0 to {last}.")
+        if self.classes[label] == 0:
+            raise ValueError(f"class {label} is asked for, but none of the training images was of it.")
 
     def sample_rows(self, labels: Sequence[int], columns: int, *, seed: int = 0) -> Tensor:
         """Draws so many images of each class, class after class, the same latents for each: uint8 (N, C, H, W)."""

@@ -46,11 +46,13 @@ class ResNetDiscriminator(nn.Module):
             # 16x16 after the first, 8x8 after the second and from there on.
             blocks = [_Down(width, width, down=True), *(_Down(width, width, down=False) for _ in range(2))]
         else:
-            # A stage for each resolution down to 4x4, and SNGAN's last one, which at 64 halves once more.
+            # A block for each resolution down to 4x4, and SNGAN's last one, which at 64 alone halves once more.
             widths = [
                 _channels(width, image_size, image_size // 2**i) for i in range(int(math.log2(image_size // 4)) + 1)
             ]
-            blocks = [_Down(before, after, down=True) for before, after in pairwise(widths)]
+            pairs = list(pairwise(widths))
+            downs = [image_size == 64 or i + 1 < len(pairs) for i in range(len(pairs))]
+            blocks = [_Down(*pair, down=down) for pair, down in zip(pairs, downs, strict=True)]
         self.first = _First(channels, width)
         self.blocks = nn.ModuleList(blocks)
         self.last = nn.Linear(blocks[-1].channels, 1)

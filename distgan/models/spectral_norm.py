@@ -15,8 +15,8 @@ class SpectralNorm(nn.Module):
     """W -> W / s with s = u^T W v, where u and v estimate the first singular vectors of W as a matrix.
 
     They are buffers and constants to the gradient (section 2.1 and appendix A). However many images there are, a pass
-    of the network costs 2 |W| FLOPs for s, 2 |W| more where W's gradient is computed, and an update 4 |W|. Nothing
-    crosses the wire: ranks have the same weights, and so the same vectors.
+    of the network costs 2 (|W| + |v|) FLOPs for s, as many more where W's gradient is computed, and an update 4 |W|.
+    Nothing crosses the wire: ranks have the same weights, and so the same vectors.
     """
 
     u: Tensor
@@ -46,7 +46,7 @@ class SpectralNorm(nn.Module):
 def apply_spectral_norm(network: nn.Module, rng: torch.Generator) -> None:
     """Normalises every convolution, linear layer and embedding of a network whose starting weights are drawn."""
     for layer in list(network.modules()):
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
             register_parametrization(layer, "weight", SpectralNorm(layer.weight.detach(), rng))
 
 
