@@ -126,8 +126,8 @@ class ModelConfig:
     """What normalises the discriminator: batch norm; spectral norm of every weight, one power iteration per update; or
     nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet."""
     conditional: bool = False
-    """Give the labels to both networks: to the generator as a vector beside the latent one (dcgan) or in
-    class-conditional batch norm (resnet), to the discriminator by projection."""
+    """Give the labels to both networks: class-conditional batch norm in the generator, projection in the
+    discriminator."""
     init: Literal["paper", "orthogonal"] = "paper"
     """Starting weights: the architecture's paper's, or orthogonal matrices."""
     sync_batchnorm: bool = True
