@@ -127,7 +127,7 @@ class ModelConfig:
     nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet."""
     conditional: bool = False
     """Give the labels to both networks: class-conditional batch norm in the generator, projection in the
-    discriminator."""
+    discriminator. On few images of each class it may cost variety."""
     init: Literal["paper", "orthogonal"] = "paper"
     """Starting weights: the architecture's paper's, or orthogonal matrices."""
     sync_batchnorm: bool = True
