@@ -42,6 +42,11 @@ def _named(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",")] if names is not None else []
 
 
+def _each_once(key: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{key} is {','.join(names)}, which has a name twice.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run: where it lives, its seed, how far this invocation goes."""
@@ -168,8 +173,7 @@ class PenaltyConfig:
         for key, default in {"weight": None, "every": 1}.items():
             if self.name is None and getattr(self, key) != default:
                 raise ValueError(f"penalty.{key} is {getattr(self, key)}, but no penalty is named: set penalty.name.")
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"penalty.name is {self.name}, which has a name twice.")
+        _each_once("penalty.name", self.names)
 
     @property
     def names(self) -> list[str]:
@@ -186,8 +190,7 @@ class AugmentConfig:
     left open."""
 
     def __post_init__(self) -> None:
-        if len(set(self.names)) < len(self.names):
-            raise ValueError(f"augment.policy is {self.policy}, which has a name twice.")
+        _each_once("augment.policy", self.names)
 
     @property
     def names(self) -> list[str]:
