@@ -122,7 +122,8 @@ class ModelConfig:
     architecture: str = "dcgan"
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`."""
     width: int = 64
-    """Channels next to the image; they double with each halving of the resolution."""
+    """Channels next to the image. They double with each halving of the resolution, but for resnet at 32x32, where all
+    stages have as many: 256 there are 64 next to a larger image."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
@@ -354,8 +355,8 @@ class GuardConfig:
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: go back to the last
-    good checkpoint and on from there with other draws and the winning network's learning rate lowered. Numbers that are
-    not finite end a run that may not roll back."""
+    good checkpoint and on from there with other draws and the winning network's learning rate lowered, or both where
+    scores are no probabilities. Numbers that are not finite end a run that may not roll back."""
     patience: int = 5
     """Log points in a row at which a trouble must be seen (two evaluations, where these show it), but for numbers that
     are not finite."""

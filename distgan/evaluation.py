@@ -109,7 +109,7 @@ class Evaluation:
             weights: `averaged` or `raw`, which the generator has; for the protocol.
         """
         scores = self._scores(lambda first, _: generator.draw(first, seed=seed, stream=_STREAM), self._config.num)
-        labels = {"labels": "as often as the training images have them"} if generator.classes else {}
+        labels = {"labels": "as often as the training images have them"} if generator.class_counts else {}
         return Measured(scores, {**self._protocol(seed=seed, weights=weights), **labels})
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:

@@ -72,9 +72,9 @@ def card(config: Config, found: Trained) -> str:
     images = step * config.images_per_step
     penalty = f", penalty {config.penalty.name}" if config.penalty.name else ""
     augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
-    classes, labels, named = len(generator.classes), "", ""
+    classes, labels, named = len(generator.class_counts), "", ""
     if classes:
-        named = f"- Classes: {', '.join(f'{i} {name}' for i, name in enumerate(found.shape.names))}.\n"
+        named = f"- Classes: {', '.join(f'{i} {name}' for i, name in enumerate(found.shape.class_names))}.\n"
         labels = (
             f"images = generator.sample(64, seed=1, label=3)  # of one of its {classes} classes, 0 to {classes - 1}\n"
         )

@@ -217,7 +217,7 @@ class Housekeeping:
 
     def _grid(self) -> torch.Tensor:
         """Samples of fixed latents; of a generator that takes labels, a row of each class."""
-        seed, classes = self._config.run.seed, [i for i, images in enumerate(self._average.classes) if images > 0]
+        seed, classes = self._config.run.seed, [i for i, images in enumerate(self._average.class_counts) if images > 0]
         if classes:
             return self._average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
         return self._average.sample(_COLUMNS**2, seed=seed)

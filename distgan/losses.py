@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from distgan.config import Config, nearest
+from distgan.config import nearest
 
 
 class Loss(Protocol):
@@ -149,14 +149,19 @@ def build(name: str) -> Loss:
     return LOSSES[name]()
 
 
-def check(loss: Loss, config: Config) -> None:
-    """Refuses what holds no critic, or what is none.
+def check(loss: Loss, name: str, *, clip: float | None, held: bool) -> None:
+    """Refuses a critic that nothing holds, and clipping of what is none.
+
+    Args:
+        loss: of this name.
+        name: `loss.name`.
+        clip: `optim.clip_weights`.
+        held: whether a penalty or spectral norm bounds the discriminator's slope.
 
     Raises:
         ValueError: with the reason.
     """
-    clip, name = config.optim.clip_weights, config.loss.name
-    if loss.critic and clip is None and config.model.d_norm != "spectral" and not config.penalty.names:
+    if loss.critic and clip is None and not held:
         raise ValueError(
             f"loss.name is {name}, whose critic grows without bound unless something holds it: set "
             "penalty.name=wgan_gp, optim.clip_weights or model.d_norm=spectral (Arjovsky et al. 2017, section 3)."

@@ -45,10 +45,11 @@ class RunFolder:
             return  # nothing of it is saved yet, so nothing can be continued wrongly
         differences = configuration.mathematical_differences(configuration.load(self.config), config)
         if differences:
+            longer = " for more steps of it --run.extend=N;" if config.optim.schedule == "constant" else ""
             raise ValueError(
                 f"{self.path} is a run with another recipe ({'; '.join(differences)}): to continue it give its own "
-                f"values; for more steps of it --run.extend=N; for a new run another --run.dir, and to start that from "
-                f"these weights --train.init_from={self.path}."
+                f"values;{longer} for a new run another --run.dir, and to start that from these weights "
+                f"--train.init_from={self.path}."
             )
 
     def claim(self, config: Config) -> "Claim":

@@ -181,6 +181,8 @@ def check(config: Config) -> None:
     size = 4 * (3 * (in_G + in_D) + in_G + 2 * buffers_G + buffers_D)
     print(configuration.dump(config), end="")
     print(f"\nimages               {len(images.pixels):,} of {shape.image_size}x{shape.image_size}x{shape.channels}")
+    if shape.class_names:
+        print(f"classes              {', '.join(f'{i} {name}' for i, name in enumerate(shape.class_names))}")
     print(f"processes            {world}, {config.train.batch_size // world} images each per update")
     print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
     print(f"checkpoint           about {size / 1e6:.1f} MB")
@@ -207,23 +209,23 @@ class _Prepared(NamedTuple):
 def _prepare(config: Config) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but caches: the prepared images, an extractor's weights."""
     loss, augment = losses.build(config.loss.name), Augment(config.augment.names)
-    losses.check(loss, config)
+    held = config.model.d_norm == "spectral" or config.penalty.name is not None
+    losses.check(loss, config.loss.name, clip=config.optim.clip_weights, held=held)
     penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
     folder = RunFolder(config.run.dir)
     folder.check(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
-    classes = _classes(images, config.data) if config.model.conditional else ()
-    names = images.classes if classes and images.classes is not None else ()
+    counts = _class_counts(images, config.data) if config.model.conditional else ()
+    names = images.classes if counts and images.classes is not None else ()
     size = config.data.image_size
-    shape = models.Shape(image_size=size, channels=images.channels, classes=classes, names=names)
+    shape = models.Shape(image_size=size, channels=images.channels, class_counts=counts, class_names=names)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
     if config.penalty.names and models.has_batch_norm(discriminator):
         raise ValueError(configuration.BATCH_NORM_AND_PENALTY)
     if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
         raise ValueError(
             f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "
-            "but batch norm's statistics would then be of each part alone: use more processes, a smaller batch or "
-            "networks without batch norm."
+            "but batch norm's statistics would then be of each part alone: use more processes or a smaller batch."
         )
     average = Average(generator, half_life=config.ema.half_life, ramp=config.ema.ramp)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
@@ -234,12 +236,12 @@ def _prepare(config: Config) -> _Prepared:
     if config.eval.every is not None:
         own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
         evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
-    unseen = _unseen(config.data, classes=len(shape.classes)) if rank == 0 else None
+    unseen = _unseen(config.data, classes=len(counts)) if rank == 0 else None
     trained = (generator, discriminator, average)
     return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
 
 
-def _classes(images: data.Images, source: DataConfig) -> tuple[int, ...]:
+def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     """How many images each class has.
 
     Raises:
@@ -248,8 +250,8 @@ def _classes(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels: sort a folder's pictures into sub-folders, "
-            "name data.label_column, or leave model.conditional out."
+            f"{source.path or source.id or source.source} have no labels: every picture of a folder must lie "
+            "in a sub-folder; name data.label_column; or leave model.conditional out."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:

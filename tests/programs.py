@@ -90,9 +90,9 @@ def _rank(
 class PlainGenerator(Generator):
     """latents -> (N, channels, 32, 32), without batch norm."""
 
-    def __init__(self, *, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()) -> None:
-        super().__init__(latent_dim=latent_dim, classes=classes)
-        self.embedding = nn.Embedding(len(classes), latent_dim) if classes else None
+    def __init__(self, *, channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
+        super().__init__(latent_dim=latent_dim, class_counts=class_counts)
+        self.embedding = nn.Embedding(len(class_counts), latent_dim) if class_counts else None
         self.main = nn.Sequential(
             nn.Linear(latent_dim, width * 64),
             nn.Unflatten(1, (width, 8, 8)),
@@ -110,9 +110,9 @@ class PlainGenerator(Generator):
 class PlainDiscriminator(nn.Module):
     """(N, channels, 32, 32) -> logits (N,), without batch norm."""
 
-    def __init__(self, *, channels: int, width: int, classes: tuple[int, ...] = ()) -> None:
+    def __init__(self, *, channels: int, width: int, classes: int = 0) -> None:
         super().__init__()
-        self.projection = Projection(channels * 1024, classes=len(classes)) if classes else None
+        self.projection = Projection(channels * 1024, classes=classes) if classes else None
         self.main = nn.Sequential(
             nn.Conv2d(channels, width, 4, 2, 1),
             nn.LeakyReLU(0.2),
@@ -141,10 +141,10 @@ def he_scaled(network: nn.Module, rng: torch.Generator) -> None:
 def plain_networks() -> None:
     models.ARCHITECTURES["plain"] = Architecture(
         generator=lambda model, shape: PlainGenerator(
-            channels=shape.channels, width=model.width, latent_dim=model.latent_dim, classes=shape.classes
+            channels=shape.channels, width=model.width, latent_dim=model.latent_dim, class_counts=shape.class_counts
         ),
         discriminator=lambda model, shape: PlainDiscriminator(
-            channels=shape.channels, width=model.width, classes=shape.classes
+            channels=shape.channels, width=model.width, classes=len(shape.class_counts)
         ),
         initialise=he_scaled,
     )

@@ -133,6 +133,30 @@ def test_what_is_watched_has_a_closed_form():
     assert 0 < found["guard/memory"] < 1
 
 
+def test_labelled_images_are_watched_with_their_labels():
+    """A discriminator whose logit is the label's number times 10, plus the mean of pixels."""
+    shape = models.Shape(image_size=32, channels=1, class_counts=(5, 3, 1))
+    generator, _ = models.build(ModelConfig(width=2, latent_dim=4, conditional=True), shape, seed=0)
+
+    class ByLabel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, y):
+            return 10.0 * y + x.flatten(1).mean(1)
+
+    rng = torch.Generator().manual_seed(0)
+    real, unseen = (torch.randint(0, 256, (150, 1, 32, 32), dtype=torch.uint8, generator=rng) for _ in range(2))
+    y, other = torch.full((150,), 2), torch.arange(150) % 3
+    y[100:] = 1
+    found = Watch(generator, ByLabel(), real=Watched(real, y), unseen=Watched(unseen, other), seed=3).look()
+    samples, labels = generator.images(0, seed=3), generator.labels(0, seed=3)
+    fake = 10 * labels.double().mean() + samples.double().mean()
+    train, unlike = (10 * t.double().mean() + (x.double() / 127.5 - 1).mean() for x, t in ((real, y), (unseen, other)))
+    assert found["guard/memory"] == pytest.approx(float((train - unlike) / (train - fake)), rel=1e-5)
+
+
 # Induced failures -----------------------------------------------------------------------------------------------------
 
 

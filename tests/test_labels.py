@@ -26,8 +26,8 @@ def labelled_run(tmp_path_factory):
 
 def test_the_training_grid_has_a_row_of_each_class(labelled_run):
     generator = load_generator(labelled_run)
-    assert sum(generator.classes) == 1797
-    assert len(generator.classes) == 10
+    assert sum(generator.class_counts) == 1797
+    assert len(generator.class_counts) == 10
     with Image.open(labelled_run / "samples" / "step_00000011.png") as last:
         assert last.tobytes() == grid(generator.sample_rows(range(10), 8, seed=0), columns=8).tobytes()
 

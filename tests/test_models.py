@@ -152,7 +152,7 @@ def test_parameter_counts_are_the_published_ones():
     sngan = ModelConfig(architecture="resnet", width=256, d_width=128, latent_dim=128, d_norm="spectral")
     colour = Shape(image_size=32, channels=3)
     assert parameters(*models.build(sngan, colour, seed=0)) == [4_276_739, 1_055_105 - 1280]
-    labelled = Shape(image_size=32, channels=3, classes=(5000,) * 10)
+    labelled = Shape(image_size=32, channels=3, class_counts=(5000,) * 10)
     assert parameters(*models.build(sngan, labelled, seed=0)) == [4_304_387, 1_055_105]
     large = ModelConfig(architecture="resnet", width=64, latent_dim=128)
     assert parameters(models.build_generator(large, Shape(image_size=64, channels=3))) == [12_220_675]
@@ -177,7 +177,7 @@ def test_parameter_counts_are_the_published_ones():
     assert parameters(*models.build(wgan_gp, colour, seed=0)) == [in_G, in_D] == [1_204_483, 1_053_825]
 
 
-LABELLED = Shape(image_size=32, channels=3, classes=(7, 1, 2))
+LABELLED = Shape(image_size=32, channels=3, class_counts=(7, 1, 2))
 
 
 @pytest.mark.parametrize("d_norm", ["none", "spectral"])
@@ -186,7 +186,7 @@ LABELLED = Shape(image_size=32, channels=3, classes=(7, 1, 2))
 )
 def test_labels_reach_every_image_and_every_logit(architecture, image_size, d_norm):
     model = ModelConfig(architecture=architecture, width=2, latent_dim=5, d_norm=d_norm, conditional=True)
-    G, D = models.build(model, Shape(image_size=image_size, channels=3, classes=(7, 1, 2)), seed=0)
+    G, D = models.build(model, Shape(image_size=image_size, channels=3, class_counts=(7, 1, 2)), seed=0)
     with torch.no_grad():
         for layer in G.modules():
             if isinstance(layer, ConditionalBatchNorm2d):

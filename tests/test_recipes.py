@@ -1,6 +1,7 @@
 """Every recipe is one: it parses, and its header gives the command that runs it."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
@@ -16,14 +17,19 @@ RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if pat
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses_and_gives_its_command(recipe):
     parsed = config.load(recipe)
-    losses.check(losses.build(parsed.loss.name), parsed)
+    held = parsed.model.d_norm == "spectral" or bool(parsed.penalty.names)
+    losses.check(losses.build(parsed.loss.name), parsed.loss.name, clip=parsed.optim.clip_weights, held=held)
     Augment(parsed.augment.names)
     Penalties(parsed.penalty, mixed_precision=False)
     classes = (1,) * 10 if parsed.model.conditional else ()
     narrow = dataclasses.replace(parsed.model, width=2, d_width=2)
-    models.build(narrow, models.Shape(image_size=parsed.data.image_size, channels=3, classes=classes), seed=0)
+    models.build(narrow, models.Shape(image_size=parsed.data.image_size, channels=3, class_counts=classes), seed=0)
     header = "".join(line for line in recipe.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert f"-m distgan.train --config configs/{recipe.name}" in header
+    for words in re.findall(r"--config configs/\S+\.yaml \\\n#( +--.*)", header):
+        overrides = [word for word in words.split("#")[0].split() if word.startswith("--")]
+        assert overrides
+        config.parse(["--config", str(recipe), *overrides])
     assert "Receipt:" in header
     assert parsed.run.dir == f"runs/{recipe.stem}"
 

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = sources.find(data)
     print(f"source       {data.source}{f' from {data.path}' if data.path else ''}{f' {data.id}' if data.id else ''}")
     print(f"images       {source.count:,}")
-    print(f"classes      {len(source.classes)}: {', '.join(source.classes)}" if source.classes else "classes      none")
+    named = ", ".join(f"{i} {name}" for i, name in enumerate(source.classes or ()))
+    print(f"classes      {len(source.classes)}: {named}" if source.classes else "classes      none")
     channels = data.channels or source.channels
     sizes = _sizes(source)
     print(f"sizes        {', '.join(sizes)} among {min(_SAMPLE, source.count)} of them")

@@ -38,13 +38,12 @@ class Shape:
     """Height and width in pixels."""
     channels: int
     """1 or 3."""
-    classes: tuple[int, ...] = ()
+    class_counts: tuple[int, ...] = ()
     """How many training images each class has, where the networks take labels."""
-    names: tuple[str, ...] = ()
-    """Of these classes."""
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("classes", "names"):
+        for name in ("class_counts", "class_names"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, out of JSON
 
 
@@ -85,7 +84,7 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
     """
     generator = build_generator(model, shape)
     architecture = ARCHITECTURES[model.architecture]
-    if generator.classes != shape.classes:
+    if generator.class_counts != shape.class_counts:
         raise ValueError(f"model.conditional is true, but {model.architecture} takes no labels.")
     if model.d_norm not in (None, *architecture.d_norms):
         raise ValueError(
@@ -124,13 +123,18 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
 
 
 def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
-    return {**_of_images(shape), "classes": shape.classes, "width": model.width, "latent_dim": model.latent_dim}
+    return {
+        **_of_images(shape),
+        "class_counts": shape.class_counts,
+        "width": model.width,
+        "latent_dim": model.latent_dim,
+    }
 
 
 def _of_discriminator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
     norm = model.d_norm or ARCHITECTURES[model.architecture].d_norms[0]
     width = model.d_width or model.width
-    return {**_of_images(shape), "classes": len(shape.classes), "width": width, "norm": norm}
+    return {**_of_images(shape), "classes": len(shape.class_counts), "width": width, "norm": norm}
 
 
 def _of_images(shape: Shape) -> dict[str, Any]:

@@ -30,14 +30,14 @@ class DCGANGenerator(Generator):
     """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
 
     def __init__(
-        self, *, image_size: int, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()
+        self, *, image_size: int, channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
     ) -> None:
-        super().__init__(latent_dim=latent_dim, classes=classes)
+        super().__init__(latent_dim=latent_dim, class_counts=class_counts)
         wide = width * 2 ** (stages(image_size) - 1)
         layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, wide, 4, 1, 0, bias=False)]
         for i in range(stages(image_size)):
             before, after = wide // 2**i, wide // 2 ** (i + 1) if i + 1 < stages(image_size) else channels
-            layers += [batch_norm(before, classes=len(classes)), nn.ReLU(inplace=True)]
+            layers += [batch_norm(before, classes=len(class_counts)), nn.ReLU(inplace=True)]
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         self.main = nn.Sequential(*layers, nn.Tanh())
 

@@ -17,10 +17,10 @@ class Generator(nn.Module):
     A subclass defines `forward(z, y=None)`; the labels are None where there are no classes.
     """
 
-    def __init__(self, *, latent_dim: int, classes: tuple[int, ...] = ()) -> None:
+    def __init__(self, *, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
         """Args: length of a latent; how many training images each class has, nothing where it takes no labels."""
         super().__init__()
-        self.latent_dim, self.classes = latent_dim, classes
+        self.latent_dim, self.class_counts = latent_dim, class_counts
 
     def sample(self, n: int, *, seed: int = 0, label: int | None = None) -> Tensor:
         """Draws n images: uint8 (n, C, H, W) on the CPU.
@@ -49,12 +49,12 @@ class Generator(nn.Module):
         Raises:
             ValueError: there were none.
         """
-        if not self.classes:
+        if not self.class_counts:
             raise ValueError(f"class {label} is asked for, but the generator was trained without labels.")
-        if not 0 <= label < len(self.classes):
-            last = len(self.classes) - 1
+        if not 0 <= label < len(self.class_counts):
+            last = len(self.class_counts) - 1
             raise ValueError(f"class {label} is asked for, but the generator has the classes 0 to {last}.")
-        if self.classes[label] == 0:
+        if self.class_counts[label] == 0:
             raise ValueError(f"class {label} is asked for, but none of the training images was of it.")
 
     def sample_rows(self, labels: Sequence[int], columns: int, *, seed: int = 0) -> Tensor:
@@ -78,10 +78,10 @@ class Generator(nn.Module):
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
         """The labels of these images, (CHUNK,) where the network lies; None where it takes none."""
-        if not self.classes:
+        if not self.class_counts:
             return None
         if label is None:
-            y = seeding.labels_by_index(seed, stream, first, CHUNK, counts=self.classes)
+            y = seeding.labels_by_index(seed, stream, first, CHUNK, counts=self.class_counts)
         else:
             y = torch.full((CHUNK,), label)
         return y.to(next(self.parameters()).device)

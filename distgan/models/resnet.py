@@ -21,12 +21,12 @@ class ResNetGenerator(Generator):
     """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
 
     def __init__(
-        self, *, image_size: int, channels: int, width: int, latent_dim: int, classes: tuple[int, ...] = ()
+        self, *, image_size: int, channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
     ) -> None:
-        super().__init__(latent_dim=latent_dim, classes=classes)
+        super().__init__(latent_dim=latent_dim, class_counts=class_counts)
         widths = [_channels(width, image_size, 4 * 2**i) for i in range(int(math.log2(image_size // 4)) + 1)]
         self.first = nn.Linear(latent_dim, widths[0] * 16)
-        self.blocks = nn.ModuleList(_Up(before, after, classes=len(classes)) for before, after in pairwise(widths))
+        self.blocks = nn.ModuleList(_Up(before, after, classes=len(class_counts)) for before, after in pairwise(widths))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
