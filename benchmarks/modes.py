@@ -29,15 +29,15 @@ POINTS = np.stack(np.meshgrid(*2 * [4 + 5.75 * np.arange(SIDE)], indexing="ij"),
 PICTURES = 40  # of each position
 SAMPLES, BLOB_ERROR, NEAR = 2500, 0.5, 1.0
 
-NARROW = ["--model.width=16", "--train.batch_size=64"]
-NARROW_RESNET = ["--model.width=8", "--train.batch_size=32"]
+NARROW = ["--model.width=8", "--train.batch_size=32"]
+NARROW_RESNET = ["--model.width=4", "--train.batch_size=16"]
 RECIPES = {
     "cifar10_dcgan": NARROW,
     "cifar10_lsgan": NARROW,
     "cifar10_wgan": NARROW,
     "cifar10_wgan_gp": NARROW_RESNET,
-    "cifar10_sngan": [*NARROW_RESNET, "--model.d_width=8"],
-    "cifar10_sngan_cond": [*NARROW_RESNET, "--model.d_width=8"],
+    "cifar10_sngan": [*NARROW_RESNET, "--model.d_width=4"],
+    "cifar10_sngan_cond": [*NARROW_RESNET, "--model.d_width=4"],
 }
 
 
@@ -94,7 +94,7 @@ def train(work: Path, name: str, *, seed: int, steps: int) -> tuple[float, int, 
         str(ROOT / "configs" / f"{name}.yaml"),
         *RECIPES[name],
     ]
-    command += [f"--run.dir={run}", f"--run.seed={seed}", f"--train.steps={steps}", "--optim.lr=4e-4"]
+    command += [f"--run.dir={run}", f"--run.seed={seed}", f"--train.steps={steps}", "--optim.lr=1e-3"]
     command += ["--data.source=folder", f"--data.path={work / 'pictures'}", "--data.channels=1", "--data.flip=false"]
     command += [f"--data.cache={work / 'cache'}", "--track.to=none", "--ema.half_life=2000"]
     command += [f"--track.log_every={max(1, steps // 4)}", "--track.sample_every=1000000", "--checkpoint.every=1000000"]
@@ -138,7 +138,7 @@ def table(found: Mapping[str, Sequence[tuple[int, float, float]]], steps: Mappin
     return "\n".join(
         [
             f"Written by `make modes`: {seconds:.0f} s of training for each run, one thread, two runs at a time, on "
-            f"{_processor()}; Adam at 4e-4, half-life of the average 2,000 images; {SAMPLES:,} samples of each.",
+            f"{_processor()}; Adam at 1e-3, half-life of the average 2,000 images; {SAMPLES:,} samples of each.",
             "",
             head,
             "|---|---|---|---|---|---|",

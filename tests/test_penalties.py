@@ -80,12 +80,12 @@ def test_a_lazy_penalty_weighs_the_same_on_the_whole():
     r1, r2 = (closed_form(name, critic, seen)[0].item() for name in ("r1", "r2"))
     eager = Penalties(PenaltyConfig(name="r1,r2", weight=3.0), mixed_precision=False)
     lazy = Penalties(PenaltyConfig(name="r1,r2", weight=3.0, every=4), mixed_precision=False)
-    assert [float(eager.at(update)(seen)) for update in range(3)] == pytest.approx([3 * (r1 + r2)] * 3)
-    assert [float(lazy.at(update)(seen)) for update in range(5)] == pytest.approx(
+    assert [eager.at(update)(seen).item() for update in range(3)] == pytest.approx([3 * (r1 + r2)] * 3)
+    assert [lazy.at(update)(seen).item() for update in range(5)] == pytest.approx(
         [12 * (r1 + r2), 0, 0, 0, 12 * (r1 + r2)]
     )
     assert [lazy.at(update).on_real for update in range(5)] == [True, False, False, False, True]
-    assert float(Penalties(PenaltyConfig(name="wgan_gp"), mixed_precision=False).at(0)(seen)) == pytest.approx(
+    assert Penalties(PenaltyConfig(name="wgan_gp"), mixed_precision=False).at(0)(seen).item() == pytest.approx(
         10 * closed_form("wgan_gp", critic, seen)[0].item()
     )
 
