@@ -252,7 +252,7 @@ class _EventfulHousekeeping(train.Housekeeping):
 def slow_alone_then_slow_step(alone: float, step: float) -> None:
     """Rank zero takes its time over the samples of step 3, and every rank over the step after."""
     samples = tracking.Tracker.samples
-    tracking.Tracker.samples = lambda *args: (time.sleep(alone), samples(*args))
+    tracking.Tracker.samples = lambda *args, **options: (time.sleep(alone), samples(*args, **options))
     for rank in range(2):
         at_the_end_of(4, rank, lambda: time.sleep(step))
 

@@ -114,7 +114,7 @@ def test_data_shows_what_the_networks_will_be_fed(tmp_path, capfd):
     argv = ["data", str(pictures), "--image-size", "64", "--cache", str(tmp_path / "cache"), "--out", str(out)]
     assert cli.main(argv) == 0
     text = capfd.readouterr().out
-    for words in ("images       2", "2: cats, dogs", "2 of 50x40 RGB", "64x64x3", "not prepared yet", str(out)):
+    for words in ("images       2", "2: 0 cats, 1 dogs", "2 of 50x40 RGB", "64x64x3", "not prepared yet", str(out)):
         assert words in text
     assert cli.main([*argv, "--prepare"]) == 0
     assert "(prepared)" in capfd.readouterr().out
