@@ -398,8 +398,6 @@ class Config:
                 f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: leave "
                 "one out."
             )
-        if self.penalty.name is not None and self.model.d_norm == "batch":
-            raise ValueError(BATCH_NORM_AND_PENALTY)
         if self.run.extend and self.optim.schedule != "constant":
             raise ValueError(
                 f"run.extend is {self.run.extend}, but optim.schedule is {self.optim.schedule}, by which the learning "
@@ -416,11 +414,6 @@ class Config:
         """Real images that the discriminator sees per generator update: the unit of `images_seen` and of half-lives."""
         return self.train.batch_size * self.train.d_steps
 
-
-BATCH_NORM_AND_PENALTY = (
-    "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one image "
-    "depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or spectral."
-)
 
 # Whatever is not named here changes the mathematics of a run, so that a new key is guarded until somebody decides.
 _HOUSEKEEPING = re.compile(

@@ -10,6 +10,7 @@ from typing import Any
 from distgan import __version__, trained
 from distgan import config as configuration
 from distgan.config import Config
+from distgan.data import numbered
 from distgan.pictures import grid
 from distgan.run_folder import RunFolder
 from distgan.trained import Trained
@@ -74,7 +75,7 @@ def card(config: Config, found: Trained) -> str:
     augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
     classes, labels, named = len(generator.class_counts), "", ""
     if classes:
-        named = f"- Classes: {', '.join(f'{i} {name}' for i, name in enumerate(found.shape.class_names))}.\n"
+        named = f"- Classes: {numbered(found.shape.class_names)}.\n"
         labels = (
             f"images = generator.sample(64, seed=1, label=3)  # of one of its {classes} classes, 0 to {classes - 1}\n"
         )

@@ -182,7 +182,7 @@ def check(config: Config) -> None:
     print(configuration.dump(config), end="")
     print(f"\nimages               {len(images.pixels):,} of {shape.image_size}x{shape.image_size}x{shape.channels}")
     if shape.class_names:
-        print(f"classes              {', '.join(f'{i} {name}' for i, name in enumerate(shape.class_names))}")
+        print(f"classes              {data.numbered(shape.class_names)}")
     print(f"processes            {world}, {config.train.batch_size // world} images each per update")
     print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
     print(f"checkpoint           about {size / 1e6:.1f} MB")
@@ -221,7 +221,11 @@ def _prepare(config: Config) -> _Prepared:
     shape = models.Shape(image_size=size, channels=images.channels, class_counts=counts, class_names=names)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
     if config.penalty.names and models.has_batch_norm(discriminator):
-        raise ValueError(configuration.BATCH_NORM_AND_PENALTY)
+        raise ValueError(
+            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
+            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or "
+            "spectral."
+        )
     if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
         raise ValueError(
             f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "

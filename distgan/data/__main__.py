@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = sources.find(data)
     print(f"source       {data.source}{f' from {data.path}' if data.path else ''}{f' {data.id}' if data.id else ''}")
     print(f"images       {source.count:,}")
-    named = ", ".join(f"{i} {name}" for i, name in enumerate(source.classes or ()))
-    print(f"classes      {len(source.classes)}: {named}" if source.classes else "classes      none")
+    named = f"{len(source.classes)}: {sources.numbered(source.classes)}" if source.classes else "none"
+    print(f"classes      {named}")
     channels = data.channels or source.channels
     sizes = _sizes(source)
     print(f"sizes        {', '.join(sizes)} among {min(_SAMPLE, source.count)} of them")

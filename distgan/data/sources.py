@@ -6,7 +6,7 @@ import json
 import logging
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class Source:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+
+def numbered(classes: Iterable[str]) -> str:
+    """The classes with their labels, for a user who is to name these."""
+    return ", ".join(f"{label} {name}" for label, name in enumerate(classes))
 
 
 def find(data: DataConfig) -> Source:
