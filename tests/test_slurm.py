@@ -69,7 +69,7 @@ class Cluster:
 
 
 def wait_for(condition: Callable[[], object], log: Path) -> None:
-    patience = {"seconds": 150, "every": 0.2}
+    patience = {"seconds": 300, "every": 0.2}
     conftest.wait_for(condition, said=lambda: log.read_text() if log.exists() else "no log", **patience)
 
 
@@ -111,9 +111,9 @@ class Job:
 
 @pytest.fixture(scope="module")
 def limited(cluster, tmp_path_factory) -> Iterator[Job]:
-    """A job whose limit is a minute: submitted first, looked at last."""
+    """A job whose limit is two minutes: submitted first, looked at last."""
     folder = tmp_path_factory.mktemp("limited")
-    job = Job(cluster, folder, "--track.to=wandb", options=("--time=1", "--signal=USR2@10"))
+    job = Job(cluster, folder, "--track.to=wandb", options=("--time=2", "--signal=USR2@10"))
     with ThreadPoolExecutor() as waiting:
         job.stopped = waiting.submit(job.end_soon_after_it_is_stopped)
         yield job
@@ -224,9 +224,12 @@ def test_a_job_that_hits_its_time_limit_goes_on_by_itself_and_changes_no_bit(clu
     job = limited
     job.stopped.result()
     said = cluster.wait_for_end(job.number, job.log)
-    assert said.count("goes back into the queue") == 1, said
+    # Once, and again where the machine is so slow that twenty steps do not fit into what is left of two minutes.
+    stopped = said.count("goes back into the queue")
+    assert stopped >= 1, said
     assert f"resuming at step {job.end - 20} " in said
+    assert said.count("resuming at step") == stopped, said
     records = [folder.name.rsplit("-", 1)[1] for folder in (job.run / "wandb").glob("offline-run-*")]
-    assert len(records) == 2
+    assert len(records) == stopped + 1
     assert len(set(records)) == 1  # one and the same wandb run
     assert job.equals_an_undisturbed_one(tmp_path / "whole")
