@@ -123,14 +123,15 @@ class ModelConfig:
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`."""
     width: int = 64
     """Channels next to the image. They double with each halving of the resolution, but for resnet at 32x32, where all
-    stages have as many: 256 there are 64 next to a larger image."""
+    stages have as many: where 256 is right at 32x32, take 64 from 64x64 on."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
     """The same of the discriminator alone; `width` where left open."""
     d_norm: Literal["batch", "spectral", "none"] | None = None
     """What normalises the discriminator: batch norm; spectral norm of every weight, one power iteration per update; or
-    nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet."""
+    nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet. resnet's sums its last
+    features over the image with spectral norm, as SNGAN's, and takes their mean without, as WGAN-GP's."""
     conditional: bool = False
     """Give the labels to both networks: class-conditional batch norm in the generator, projection in the
     discriminator. On few images of each class it may cost variety."""
@@ -298,7 +299,8 @@ class TrackConfig:
     log_every: int = 100
     """Write the metrics every so many steps, each averaged over these steps."""
     sample_every: int = 1000
-    """Draw the grid of fixed latents from the averaged generator every so many steps."""
+    """Draw the grid of fixed latents from the averaged generator every so many steps. With labels it has a row of each
+    class, of the first 32."""
 
     def __post_init__(self) -> None:
         _at_least("track.log_every", self.log_every, 1)

@@ -74,15 +74,17 @@ def card(config: Config, found: Trained) -> str:
     penalty = f", penalty {config.penalty.name}" if config.penalty.name else ""
     augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
     classes, labels, named = len(generator.class_counts), "", ""
+    task = "" if classes else "pipeline_tag: unconditional-image-generation\n"  # the hub knows none for images by class
     if classes:
         named = f"- Classes: {numbered(found.shape.class_names)}.\n"
+        label = max(i for i, images in enumerate(generator.class_counts) if images > 0)
         labels = (
-            f"images = generator.sample(64, seed=1, label=3)  # of one of its {classes} classes, 0 to {classes - 1}\n"
+            f"images = generator.sample(64, seed=1, label={label})  # of one of its {classes} classes, 0 to "
+            f"{classes - 1}\n"
         )
     return f"""---
 library_name: distgan
-pipeline_tag: unconditional-image-generation
-tags: [gan, {config.model.architecture}]
+{task}tags: [gan, {config.model.architecture}]
 ---
 # {config.model.architecture} on {data.source}
 

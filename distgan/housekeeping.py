@@ -216,7 +216,7 @@ class Housekeeping:
         return step
 
     def _grid(self) -> torch.Tensor:
-        """Samples of fixed latents; of a generator that takes labels, a row of each class."""
+        """Samples of fixed latents; of a generator that takes labels, a row of each class, or of the first _ROWS."""
         seed, classes = self._config.run.seed, [i for i, images in enumerate(self._average.class_counts) if images > 0]
         if classes:
             return self._average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)

@@ -2,8 +2,8 @@
 
 A loss is an object with the members of `Loss`; its name in `LOSSES` is what `loss.name` takes. Means are over the
 images of a rank; ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch. A loss does
-no FLOPs that count, and is no collective; a paired one costs one more forward pass of the discriminator in the
-generator's step, whose gradient is not computed.
+no FLOPs that count, and is no collective. A paired one costs one more forward pass of the discriminator in the
+generator's step, whose gradient is not computed; batch norm that is synchronised then has one more gather per layer.
 """
 
 from typing import Protocol

@@ -13,15 +13,23 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from distgan.augment import Draw
+from distgan.augment import Augment, Draw
 from distgan.config import PenaltyConfig, nearest
 
 
 class Given(NamedTuple):
-    """What a penalty is computed from. Images are (N, C, H, W) as the discriminator sees them, logits (N,)."""
+    """What a penalty is computed from. Images are (N, C, H, W), logits (N,).
 
-    critic: Callable[[Tensor, Tensor | None], Tensor]
-    """The discriminator, (images, labels) -> logits, without its wrapper and in full precision."""
+    Augmentation is part of the critic: slopes are with respect to images as they were before it (as in StyleGAN2-ADA's
+    and R3GAN's code).
+    """
+
+    discriminator: Callable[[Tensor, Tensor | None], Tensor]
+    """(images, labels) -> logits, without its wrapper and in full precision."""
+    augment: Augment
+    draw: Draw
+    y: Tensor | None
+    """The labels of real images and fakes alike."""
     real: Tensor
     real_logits: Tensor
     """Of the loss; they depend on `real`, if the penalty's `on_real` asks for that and the network is not in mixed
@@ -29,9 +37,10 @@ class Given(NamedTuple):
     fake: Tensor
     fake_logits: Tensor
     """The same, for `fake` and `on_fake`."""
-    y: Tensor | None
-    """The labels of real images and fakes alike."""
-    draw: Draw
+
+    def critic(self, images: Tensor, which: str) -> Tensor:
+        """The logits of images; `which` as `Augment` has it."""
+        return self.discriminator(self.augment(images, self.draw, which), self.y)
 
 
 class Penalty(Protocol):
@@ -62,7 +71,7 @@ class GradientPenalty:
         share = given.draw("penalty", 1)[:, :, None, None].to(given.real.dtype)
         between = torch.lerp(given.fake.detach(), given.real.detach(), share).requires_grad_(True)
         # The root's slope is infinite at 0, where a critic of constant logits begins.
-        slope = (_squared_slope(given.critic(between, given.y), between) + 1e-12).sqrt()
+        slope = (_squared_slope(given.critic(between, "penalty"), between) + 1e-12).sqrt()
         return (slope - 1).square().mean()
 
 
@@ -77,7 +86,7 @@ class R1:
     on_real, on_fake = True, False
 
     def __call__(self, given: Given) -> Tensor:
-        return _squared_slope_at(given, given.real, given.real_logits).mean() / 2
+        return _squared_slope_at(given, given.real, given.real_logits, "real").mean() / 2
 
 
 class R2:
@@ -87,7 +96,7 @@ class R2:
     on_real, on_fake = False, True
 
     def __call__(self, given: Given) -> Tensor:
-        return _squared_slope_at(given, given.fake, given.fake_logits).mean() / 2
+        return _squared_slope_at(given, given.fake, given.fake_logits, "fake").mean() / 2
 
 
 PENALTIES: dict[str, Callable[[], Penalty]] = {"wgan_gp": GradientPenalty, "r1": R1, "r2": R2}
@@ -137,11 +146,11 @@ class _Weighted:
         return sum((weight * penalty(given) for penalty, weight in self._weights.items()), nothing)
 
 
-def _squared_slope_at(given: Given, images: Tensor, logits: Tensor) -> Tensor:
+def _squared_slope_at(given: Given, images: Tensor, logits: Tensor, which: str) -> Tensor:
     """(N,), out of the loss's own graph where that leads to the images."""
     if not images.requires_grad:
         images = images.detach().requires_grad_(True)
-        logits = given.critic(images, given.y)
+        logits = given.critic(images, which)
     return _squared_slope(logits, images)
 
 

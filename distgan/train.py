@@ -82,7 +82,7 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
     batches = data.Batches(images, config.data, labels=config.model.conditional, **feed)
     latents = data.Latents(dim=config.model.latent_dim, **feed)
     draws = data.Draws(**feed)
-    critic = ranks.in_full_precision(raw_D)
+    full_D = ranks.in_full_precision(raw_D)
     adams = {"generator": adam_G, "discriminator": adam_D}
     rates = Rates(adams, lr=config.optim.lr, schedule=config.optim.schedule, steps=config.train.steps)
     meter = Meter((*_METRICS, *(["loss/penalty"] if config.penalty.names else [])), accelerator.device)
@@ -127,12 +127,13 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
                     (real, y), z, draw = batches.at(step, k, i), latents.at(step, k, i), draws.at(step, k, i)
                     with torch.set_grad_enabled(k + 1 == config.train.d_steps and pieces == 1):  # those G learns from
                         fake = G(z, y)
-                    real = augment(real, draw, "real").requires_grad_(penalty.on_real)
-                    fixed = augment(fake.detach(), draw, "fake").requires_grad_(penalty.on_fake)  # G is left alone
+                    real.requires_grad_(penalty.on_real)
+                    detached = fake.detach().requires_grad_(penalty.on_fake)  # G is left alone
                     with ranks.synced(D, last=i == last):
-                        real_logits, fake_logits = D(real, y), D(fixed, y)
+                        real_logits = D(augment(real, draw, "real"), y)
+                        fake_logits = D(augment(detached, draw, "fake"), y)
                         loss_D = loss.discriminator(real_logits, fake_logits)
-                        added = penalty(Given(critic, real, real_logits, fixed, fake_logits, y, draw))
+                        added = penalty(Given(full_D, augment, draw, y, real, real_logits, detached, fake_logits))
                         accelerator.backward((loss_D + added) / pieces)  # one: a second breaks DDP's reduction
                     meter.add("loss/discriminator", loss_D, pieces)
                     if config.penalty.names:
@@ -150,10 +151,10 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
                             z, draw = latents.at(step, k, i), draws.at(step, k, i)
                             if loss.paired or y is not None:
                                 real, y = batches.at(step, k, i)
-                                real = augment(real, draw, "real")
                             fake = G(z, y)
                         fake_logits = raw_D(augment(fake, draw, "generator"), y)
-                        loss_G = loss.generator(fake_logits, raw_D(real.detach(), y) if loss.paired else None)
+                        real_logits = raw_D(augment(real.detach(), draw, "real"), y) if loss.paired else None
+                        loss_G = loss.generator(fake_logits, real_logits)
                         accelerator.backward(loss_G / pieces)
                     meter.add("loss/generator", loss_G, pieces)
                     meter.add("score/fake_after", loss.score(fake_logits), pieces)
@@ -209,9 +210,16 @@ class _Prepared(NamedTuple):
 def _prepare(config: Config) -> _Prepared:
     """Finds whatever can be wrong; writes nothing but caches: the prepared images, an extractor's weights."""
     loss, augment = losses.build(config.loss.name), Augment(config.augment.names)
-    held = config.model.d_norm == "spectral" or config.penalty.name is not None
+    d_norm = models.d_norm(config.model)
+    held = d_norm == "spectral" or config.penalty.name is not None
     losses.check(loss, config.loss.name, clip=config.optim.clip_weights, held=held)
     penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
+    if config.penalty.names and d_norm == "batch":
+        raise ValueError(
+            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
+            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or "
+            "spectral."
+        )
     folder = RunFolder(config.run.dir)
     folder.check(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
@@ -220,12 +228,6 @@ def _prepare(config: Config) -> _Prepared:
     size = config.data.image_size
     shape = models.Shape(image_size=size, channels=images.channels, class_counts=counts, class_names=names)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
-    if config.penalty.names and models.has_batch_norm(discriminator):
-        raise ValueError(
-            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
-            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or "
-            "spectral."
-        )
     if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
         raise ValueError(
             f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "

@@ -29,6 +29,10 @@ def complaint(capfd, *argv):
     return err
 
 
+# What is wrong without the images is said before they are looked for.
+NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -39,7 +43,7 @@ def complaint(capfd, *argv):
         (["--train.steps=1.5"], ["train.steps", "1.5", "a whole number"]),
         (["--data.image_size=48"], ["data.image_size", "48", "32, 64, 128, 256"]),
         (["--data.source=cifar100"], ["data.source", "cifar100", "digits, cifar10, fashion_mnist, hub, folder"]),
-        (["--model.architecture=dcgam"], ["model.architecture", "dcgam", "dcgan"]),
+        (["--model.architecture=dcgam", *NO_DATA], ["model.architecture", "dcgam", "dcgan"]),
         (["--loss.name=hing"], ["loss.name", "hing", 'did you mean "hinge"?']),
         (["--loss.name=wasserstein"], ["wasserstein", "penalty.name=wgan_gp", "optim.clip_weights", "spectral"]),
         (["--optim.clip_weights=0.01"], ["optim.clip_weights is 0.01", "loss.name is non_saturating", "leave it out"]),
@@ -51,7 +55,7 @@ def complaint(capfd, *argv):
             ["--loss.name=wasserstein", "--optim.clip_weights=0.01", "--model.d_norm=spectral"],
             ["optim.clip_weights is 0.01", "spectral", "leave one out"],
         ),
-        (["--penalty.name=r1"], ["batch norm in the discriminator", "model.d_norm"]),
+        (["--penalty.name=r1", *NO_DATA], ["batch norm in the discriminator", "model.d_norm"]),
         (["--penalty.name=r1", "--model.d_norm=batch"], ["batch norm in the discriminator", "model.d_norm"]),
         (["--penalty.name=r3", "--model.d_norm=none"], ["penalty.name", "r3", "wgan_gp, r1, r2"]),
         (["--penalty.name=r1,r1"], ["penalty.name", "twice"]),
@@ -61,7 +65,10 @@ def complaint(capfd, *argv):
         (["--optim.clip_weights=0"], ["optim.clip_weights", "0", "above 0"]),
         (["--augment.policy=color,cut"], ["augment.policy", '"cut"', "cutout"]),
         (["--augment.policy=color,color"], ["augment.policy", "twice"]),
-        (["--model.architecture=resnet", "--model.d_norm=batch"], ["model.d_norm is batch", "none or spectral"]),
+        (
+            ["--model.architecture=resnet", "--model.d_norm=batch", *NO_DATA],
+            ["model.d_norm is batch", "none or spectral"],
+        ),
         (["--optim.schedule=linear", "--run.extend=5"], ["run.extend is 5", "optim.schedule is linear", "init_from"]),
         (["--optim.schedule=step"], ["optim.schedule", "step", "constant, linear, cosine"]),
         (["--model.d_width=0"], ["model.d_width", "0", "at least 1"]),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY, VARIANTS
 from programs import chatty_meter, count_step, launch, plain_networks, unfrozen_discriminator
+from torch.utils.flop_counter import FlopCounterMode
 
 from distgan import models
 from distgan.config import ModelConfig
@@ -57,10 +58,12 @@ def test_each_gradient_crosses_the_wire_once(tmp_path):
         assert step["wire"] == {"allreduce_": gradients + flags}
         plain = step["collectives"]["allreduce_"]
     # Batch norm, synchronised: one gather per layer and pass through it in training, forward or backward.
-    in_G, in_D, passes_G, passes_D = 3, 2, 2, 6
-    for step in counted(tmp_path, world=2):
-        assert step["host syncs"] == {}
-        assert step["collectives"] == {"allreduce_": plain, "_allgather_base_": in_G * passes_G + in_D * passes_D}
+    in_G, in_D, passes_G = 3, 2, 2
+    for loss, passes_D in (("non_saturating", 6), ("relativistic", 7)):
+        (tmp_path / loss).mkdir()
+        for step in counted(tmp_path / loss, f"--loss.name={loss}", world=2):
+            assert step["host syncs"] == {}
+            assert step["collectives"] == {"allreduce_": plain, "_allgather_base_": in_G * passes_G + in_D * passes_D}
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -123,6 +126,33 @@ def test_a_lazy_penalty_is_due_by_the_count_of_discriminator_updates(tmp_path):
     lazy = ["--penalty.name=r1", "--penalty.every=2"]
     (step,) = counted(tmp_path, *PLAIN, plain_networks, *lazy, d_steps=3)
     assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + 2 * (6 * D - 2 * D1 + G) + 2 * (3 * D + D1 - Dn)
+
+
+def flops_of(*calls):
+    with FlopCounterMode(display=False) as counter:
+        for layer, x in calls:
+            layer(x)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+def test_r1_costs_what_it_says_on_our_networks(tmp_path, architecture):
+    """Against torch's own count of one pass; dcgan's last layer is a convolution, which costs once more."""
+    overrides = [f"--model.architecture={architecture}", "--model.d_norm=none"]
+    counts = []
+    for name, penalty in (("without", []), ("with", ["--penalty.name=r1"])):
+        (tmp_path / name).mkdir()
+        (step,) = counted(tmp_path / name, *overrides, *penalty)
+        counts.append(step["flops"])
+    model = ModelConfig(architecture=architecture, d_norm="none", width=4, latent_dim=8)
+    _, D = models.build(model, models.Shape(image_size=32, channels=1), seed=0)
+    x = torch.zeros(12, 1, 32, 32)
+    if architecture == "dcgan":
+        first, last = [(D.main[0], x)], (D.main[-1], torch.zeros(12, 16, 4, 4))
+    else:
+        first, last = [(D.first.conv1, x), (D.first.shortcut, x[..., ::2, ::2])], (D.last, torch.zeros(12, 4))
+    of_D, D1, Dn = flops_of((D, x)), flops_of(*first), flops_of(last)
+    assert counts[1] - counts[0] == 3 * of_D + D1 - (0 if architecture == "dcgan" else Dn)
 
 
 def test_spectral_norm_costs_what_it_says_and_nothing_on_the_wire(tmp_path):

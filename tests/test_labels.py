@@ -56,7 +56,10 @@ def test_a_labelled_generator_is_measured_and_handed_on_like_any_other(labelled_
     assert torch.equal(theirs.sample(4, label=3), ours.sample(4, label=3))
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "- Classes: 0 0, 1 1," in card
-    assert "label=3" in card
+    assert "pipeline_tag" not in card
+    found = {}
+    exec(card.split("```python\n")[1].split("```")[0].replace("PATH_OR_ID", str(tmp_path / "shared")), found)
+    assert torch.equal(found["images"], ours.sample(64, seed=1, label=9))
 
 
 def test_unseen_images_without_labels_are_done_without(tmp_path):

@@ -1,13 +1,14 @@
-"""DCGAN is the textbook's."""
+"""DCGAN is the textbook's, the residual networks have published sizes, and labels arrive."""
 
 import dataclasses
 import itertools
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch import nn
 
-from distgan import models
+from distgan import config, models
 from distgan.config import ModelConfig
 from distgan.models import Shape, eval_mode, frozen
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
@@ -146,14 +147,19 @@ def test_parameter_counts_are_the_published_ones():
     """PyTorch-StudioGAN's logs at 947b35e, "Number of parameters", in logs/CIFAR10 and logs/TINY_IMAGENET.
 
     WGAN-GP-train-2020_09_16: G 4276739, SNGAN's unconditional one. SNGAN-train-2020_09_18: G 4304387 and D 1055105,
-    with ten classes. TINY_IMAGENET/WGAN-GP-train-2021_01_15: G 12220675 at 64x64. Nobody whom we know publishes a count
-    for WGAN-GP's own networks of width 128: their discriminator is SNGAN's without the embedding of 10 x 128.
+    with ten classes. TINY_IMAGENET/WGAN-GP-train-2021_01_15: G 12220675 at 64x64. WGAN-GP's critic is there with nine
+    batch norms, of 3 and of 128 channels, which the paper's does not have: 1055879 - 2 * (3 + 8 * 128) = 1053825, which
+    ResDiscriminator32 in wgangp.py of pytorch-gan-collections (860e90b) has, too. Nobody whom we know publishes a count
+    for its generator of width 128.
     """
-    sngan = ModelConfig(architecture="resnet", width=256, d_width=128, latent_dim=128, d_norm="spectral")
+    sngan, sngan_cond, wgan_gp = (
+        config.load(REPOSITORY / "configs" / f"cifar10_{name}.yaml").model
+        for name in ("sngan", "sngan_cond", "wgan_gp")
+    )
     colour = Shape(image_size=32, channels=3)
     assert parameters(*models.build(sngan, colour, seed=0)) == [4_276_739, 1_055_105 - 1280]
     labelled = Shape(image_size=32, channels=3, class_counts=(5000,) * 10)
-    assert parameters(*models.build(sngan, labelled, seed=0)) == [4_304_387, 1_055_105]
+    assert parameters(*models.build(sngan_cond, labelled, seed=0)) == [4_304_387, 1_055_105]
     large = ModelConfig(architecture="resnet", width=64, latent_dim=128)
     assert parameters(models.build_generator(large, Shape(image_size=64, channels=3))) == [12_220_675]
     # By hand from the layers of mimicry's sngan_64.py and of sngan_projection's snresnet.py, whose inner widths are
@@ -169,12 +175,12 @@ def test_parameter_counts_are_the_published_ones():
         D(torch.zeros(1, 3, size, size))
         assert features == [(1, 1024, *([2, 2] if size == 64 else [4, 4]))]
     # By hand from the layers of gan_cifar_resnet.py (igul222/improved_wgan_training, without its labels).
-    wgan_gp = ModelConfig(architecture="resnet", width=128, latent_dim=128)
     block = 2 * (9 * 128 * 128 + 128) + 128 * 128 + 128
     in_G = 128 * 2048 + 2048 + 3 * (block + 4 * 128) + 2 * 128 + 9 * 128 * 3 + 3
     first = 9 * 3 * 128 + 128 + 9 * 128 * 128 + 128 + 3 * 128 + 128
     in_D = first + block + 2 * 2 * (9 * 128 * 128 + 128) + 128 + 1
     assert parameters(*models.build(wgan_gp, colour, seed=0)) == [in_G, in_D] == [1_204_483, 1_053_825]
+    assert in_D == 1_055_879 - 2 * (3 + 8 * 128)
 
 
 LABELLED = Shape(image_size=32, channels=3, class_counts=(7, 1, 2))

@@ -8,6 +8,7 @@ from programs import processes
 from torch import nn
 
 from distgan import losses, penalties
+from distgan.augment import Augment
 from distgan.config import ModelConfig, PenaltyConfig, TrainConfig
 from distgan.distributed import Ranks
 from distgan.models import Shape, build
@@ -40,7 +41,8 @@ def given(critic, **options):
     share = torch.rand(6, 1, dtype=torch.float64, generator=rng)
     real.requires_grad_(options.get("on_real", False))
     fake.requires_grad_(options.get("on_fake", False))
-    return Given(critic, real, critic(real, None), fake, critic(fake, None), None, lambda stream, count: share)
+    logits = (critic(real, None), critic(fake, None))
+    return Given(critic, Augment([]), lambda stream, count: share, None, real, logits[0], fake, logits[1])
 
 
 def closed_form(name, critic, seen):
@@ -108,7 +110,8 @@ def under_bf16(path):
             for run, network in ((critic, wrapped), (plain, plain)):
                 due = Penalties(PenaltyConfig(name=name), mixed_precision=True).at(0)
                 assert not (due.on_real or due.on_fake)
-                seen = Given(run, real, network(real, None), fake, network(fake, None), None, lambda *_: share)
+                logits = (network(real, None), network(fake, None))
+                seen = Given(run, Augment([]), lambda *_: share, None, real, logits[0], fake, logits[1])
                 value = due(seen)
                 value.backward()
                 gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]

@@ -46,13 +46,37 @@ def test_half_of_the_images_are_mirrored():
     assert not np.array_equal(flips[:100], flips[100:200])
 
 
+def test_shares_of_uniform_numbers_make_up_the_batch_and_no_two_are_the_same():
+    def uniforms(share=slice(12), stream="penalty", step=5, seed=1):
+        return seeding.uniforms(seed, stream, step, batch=12, count=3, share=share)
+
+    whole = uniforms()
+    assert whole.shape == (12, 3)
+    assert torch.equal(torch.cat([uniforms(slice(4 * rank, 4 * rank + 4)) for rank in range(3)]), whole)
+    others = (uniforms(step=6), uniforms(stream="augment.real.color"), uniforms(seed=2))
+    assert len(torch.cat([whole, *others]).unique()) == 4 * 36
+    many = torch.cat([uniforms(step=step) for step in range(100)]).flatten().numpy()
+    assert stats.kstest(many, "uniform").pvalue > 1e-3
+
+
+def test_labels_come_as_often_as_the_images_have_them():
+    labels = seeding.labels_by_index(0, "sample", 0, 6000, counts=(1, 0, 2))
+    assert torch.equal(seeding.labels_by_index(0, "sample", 700, 64, counts=(1, 0, 2)), labels[700:764])
+    seen = torch.bincount(labels, minlength=3).tolist()
+    assert seen[1] == 0
+    assert seen[0] / 6000 == pytest.approx(1 / 3, abs=0.03)
+
+
 def test_the_draws_stay_what_they_are():
     """Pinned: a change here would change every run, and what every seed samples."""
     assert seeding.generator(0, "latents", 1).bit_generator.random_raw(2).tolist() == PINNED
     assert seeding.latents_by_index(7, "sample", 3, 1, dim=2).tolist() == [pytest.approx(PINNED_LATENTS, rel=1e-6)]
     assert seeding.order(0, 0, 5, total=100).tolist() == PINNED_ORDER
+    share = seeding.uniforms(0, "penalty", 1, batch=2, count=2, share=slice(2))
+    assert share.flatten().tolist() == pytest.approx(PINNED_UNIFORMS, rel=1e-6)
 
 
 PINNED = [6285295643470162360, 2156955785064529167]
 PINNED_LATENTS = [-1.7107418775558472, 0.8814454674720764]
 PINNED_ORDER = [88, 1, 8, 51, 65]
+PINNED_UNIFORMS = [0.8081586956977844, 0.19030314683914185, 0.26158350706100464, 0.5173901915550232]

@@ -11,7 +11,7 @@ from distgan import seeding
 from distgan.config import ModelConfig, nearest
 from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
-from distgan.models.conditional import Projection
+from distgan.models.conditional import ConditionalBatchNorm2d, Projection
 from distgan.models.layers import CHUNK, Generator, eval_mode, frozen
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "build",
     "build_generator",
     "constrain",
+    "d_norm",
     "eval_mode",
     "frozen",
     "has_batch_norm",
@@ -58,7 +59,7 @@ class Architecture:
     initialise: Callable[[nn.Module, Any], None]
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
     d_norms: tuple[str, ...] = ("none", "spectral")
-    """What `model.d_norm` may be; where it is left open, the first."""
+    """What `model.d_norm` may be; where it is left open, the first. `batch` is what batch norm in it goes by."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -76,27 +77,39 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def d_norm(model: ModelConfig) -> str:
+    """What normalises the discriminator: `model.d_norm`, or the architecture's own where that is left open.
+
+    Raises:
+        ValueError: the architecture is unknown, or has no such norm.
+    """
+    name = model.architecture
+    if name not in ARCHITECTURES:
+        raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
+    norms = ARCHITECTURES[name].d_norms
+    if model.d_norm not in (None, *norms):
+        raise ValueError(f"model.d_norm is {model.d_norm}, but {name} has {' or '.join(norms)}.")
+    return model.d_norm or norms[0]
+
+
 def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn.Module]:
     """Generator and discriminator with their starting weights, functions of the seed alone.
 
     Raises:
         ValueError: the architecture is unknown, has no such norm, or takes no labels where there are some.
     """
-    generator = build_generator(model, shape)
+    norm = d_norm(model)
     architecture = ARCHITECTURES[model.architecture]
+    generator, discriminator = architecture.generator(model, shape), architecture.discriminator(model, shape)
     if generator.class_counts != shape.class_counts:
         raise ValueError(f"model.conditional is true, but {model.architecture} takes no labels.")
-    if model.d_norm not in (None, *architecture.d_norms):
-        raise ValueError(
-            f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(architecture.d_norms)}."
-        )
-    discriminator = architecture.discriminator(model, shape)
+    assert has_batch_norm(discriminator) == (norm == "batch")
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
         rng = seeding.torch_generator(seed, f"init.{name}")
         architecture.initialise(network, rng)
         if model.init == "orthogonal":
             _make_orthogonal(network, rng)
-    if model.d_norm == "spectral":
+    if norm == "spectral":
         spectral_norm.apply_spectral_norm(discriminator, seeding.torch_generator(seed, "init.spectral_norm"))
     return generator, discriminator
 
@@ -116,10 +129,8 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
     Raises:
         ValueError: the architecture is unknown.
     """
-    name = model.architecture
-    if name not in ARCHITECTURES:
-        raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
-    return ARCHITECTURES[name].generator(model, shape)
+    d_norm(model)
+    return ARCHITECTURES[model.architecture].generator(model, shape)
 
 
 def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
@@ -132,9 +143,8 @@ def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
 
 
 def _of_discriminator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
-    norm = model.d_norm or ARCHITECTURES[model.architecture].d_norms[0]
     width = model.d_width or model.width
-    return {**_of_images(shape), "classes": len(shape.class_counts), "width": width, "norm": norm}
+    return {**_of_images(shape), "classes": len(shape.class_counts), "width": width, "norm": d_norm(model)}
 
 
 def _of_images(shape: Shape) -> dict[str, Any]:
@@ -143,9 +153,12 @@ def _of_images(shape: Shape) -> dict[str, Any]:
 
 @torch.no_grad()
 def _make_orthogonal(network: nn.Module, rng: torch.Generator) -> None:
-    """Saxe et al. 2014, as Brock et al. 2019 (BigGAN) do; embeddings, of a projection, too."""
+    """Saxe et al. 2014, as Brock et al. 2019 (BigGAN) and PyTorch-StudioGAN do; what labels choose from, too."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.orthogonal_(layer.weight, generator=rng)
         elif isinstance(layer, Projection):
             nn.init.orthogonal_(layer.embedding.weight, generator=rng)
+        elif isinstance(layer, ConditionalBatchNorm2d):
+            nn.init.orthogonal_(layer.scale.weight, generator=rng).add_(1)
+            nn.init.orthogonal_(layer.shift.weight, generator=rng)
