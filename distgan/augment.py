@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from distgan.config import nearest
+from distgan.config import unknown_name
 
 Draw = Callable[[str, int], Tensor]
 """(stream, n) -> (N, n) uniform in [0, 1): so many numbers for each image of this rank's share."""
@@ -27,7 +27,7 @@ class Augment:
         """
         for name in names:
             if name not in AUGMENTATIONS:
-                raise ValueError(f'augment.policy has "{name}", which is unknown: {nearest(name, [*AUGMENTATIONS])}')
+                raise ValueError(unknown_name("augment.policy", name, [*AUGMENTATIONS]))
         self._names = names
 
     def __call__(self, images: Tensor, draw: Draw, which: str) -> Tensor:

@@ -111,7 +111,8 @@ class DataConfig:
         for key, value in settings.items():
             if value is not None and key not in takes:
                 raise ValueError(
-                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out."
+                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out, or "
+                    "set it to null where the recipe gives it."
                 )
 
 
@@ -120,7 +121,7 @@ class ModelConfig:
     """The two networks."""
 
     architecture: str = "dcgan"
-    """Name of a pair of networks in `distgan.models.ARCHITECTURES`."""
+    """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
     """Channels next to the image. They double with each halving of the resolution, but for resnet at 32x32, where all
     stages have as many: where 256 is right at 32x32, take 64 from 64x64 on."""
@@ -174,7 +175,11 @@ class PenaltyConfig:
         _at_least("penalty.every", self.every, 1)
         for key, default in {"weight": None, "every": 1}.items():
             if self.name is None and getattr(self, key) != default:
-                raise ValueError(f"penalty.{key} is {getattr(self, key)}, but no penalty is named: set penalty.name.")
+                unset = "null" if default is None else default
+                raise ValueError(
+                    f"penalty.{key} is {getattr(self, key)}, but no penalty is named: set penalty.name, or "
+                    f"penalty.{key} to {unset}."
+                )
         _each_once("penalty.name", self.names)
 
     @property
@@ -188,8 +193,8 @@ class AugmentConfig:
     """Differentiable augmentation of what the discriminator sees, real and fake, in both steps: DiffAugment."""
 
     policy: str | None = None
-    """Names with commas between them: color, translation, cutout, in the order in which they are done; nothing where
-    left open."""
+    """Names in `distgan.augment.AUGMENTATIONS`, with commas between them, in the order in which they are done: color,
+    translation, cutout; nothing where left open."""
 
     def __post_init__(self) -> None:
         _each_once("augment.policy", self.names)
@@ -209,7 +214,7 @@ class OptimConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes on: constant, or to 0 at `train.steps` in a line or along a cosine."""
     betas: tuple[float, float] = (0.5, 0.999)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates of the first and second moment, such as [0.5,0.999]."""
     clip_weights: float | None = None
     """Keep every weight of the discriminator within plus and minus this: WGAN's constraint, after each update."""
 
@@ -249,7 +254,8 @@ class TrainConfig:
     """Arithmetic of the networks; weights and losses stay in fp32. bf16 is the mixed precision we advise."""
     max_batch_per_device: int | None = None
     """Where a rank's share of a batch is larger, accumulate gradients over equal parts of at most this many images: the
-    same update from less memory, for one more forward pass of the generator. Not with batch norm."""
+    same update from less memory, for one more forward pass of the generator. Not with batch norm, which every generator
+    of distgan's own has."""
     init_from: str | None = None
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
@@ -397,8 +403,14 @@ class Config:
         if clip is not None and (spectral or "wgan_gp" in self.penalty.names):
             other = "model.d_norm is spectral" if spectral else "penalty.name has wgan_gp"
             raise ValueError(
-                f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: leave "
-                "one out."
+                f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: set "
+                "one to null."
+            )
+        updates = self.train.steps * self.train.d_steps
+        if self.penalty.every > updates:
+            raise ValueError(
+                f"penalty.every is {self.penalty.every}, but the discriminator is updated {updates} times in all: the "
+                "penalty would be computed at the first update alone."
             )
         if self.run.extend and self.optim.schedule != "constant":
             raise ValueError(
@@ -490,10 +502,15 @@ def common(config: Config) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`, did you mean "x"?` where something known is close, else the list of what is known."""
-    close = [key for key in known if key.endswith(f".{word}")]  # its group forgotten
-    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}."
+    """`did you mean "x"?` where something known is close, else the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}."
+
+
+def unknown_name(key: str, name: str, known: Sequence[str]) -> str:
+    """A sentence about one of the names that a key takes with commas between them."""
+    several = "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"), none is null.'
+    return f'{key} has "{name}", which is unknown: {nearest(name, known)}{several}'
 
 
 def _flatten(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -517,11 +534,13 @@ def _sentence(message: str) -> str:
         word = match[1].split()[0]
         if not word.startswith("--"):
             return f'"{word}" is not an option: write --group.key=value.'
-        key = word.lstrip("-").split("=")[0]
-        return f'unknown key "{key}": {nearest(key, _known_keys())}'
+        return _unknown_key(word.lstrip("-").split("=")[0])
     if match := re.search(r"Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted", message):
-        key = match[3] or f"{match[1]}.{match[2]}"
-        return f'unknown key "{key}": {nearest(key, _known_keys())}'
+        return _unknown_key(match[3] or f"{match[1]}.{match[2]}")
+    if match := re.match(r"Parser key \"(\w+)\":\s+Unable to load config '(.+?)'", message):
+        group, word = match.groups()
+        first = next(key for key in _known_keys() if key.startswith(f"{group}."))
+        return f'{group} is a group of keys: did you mean "{first}={word}"?'
     if match := re.match(r"the following arguments are required: (\S+)", message):
         return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
     if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
@@ -529,7 +548,7 @@ def _sentence(message: str) -> str:
     if match := re.match(r"(Unexpected config|Problems parsing config)", message):
         return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
     if match := re.match(
-        r'Parser key "([\w.]+)":\s+Does not validate.*?Subtypes: \[(.+?)\].*Given value: (.*)', message, re.S
+        r'Parser key "([\w.]+)":\s+Does not validate.*?Subtypes: \[(.+)\]\s+Errors:.*Given value: (.*)', message, re.S
     ):
         return f"{match[1]} is {match[3].strip()}, but must be {_allowed(match[2])}."
     if match := re.match(r'Parser key "([\w.]+)":\s+Expected (?:a )?(.+?)\. Got value: (.*)', message, re.S):
@@ -537,10 +556,28 @@ def _sentence(message: str) -> str:
     return " ".join(message.split())
 
 
+def _unknown_key(key: str) -> str:
+    known = _known_keys()
+    group, _, name = key.rpartition(".")
+    own = [other for other in known if other.startswith(f"{group}.")]
+    close = [other for other in known if other.endswith(f".{name}")]  # its group forgotten, or another's
+    if not close and own:
+        names = [other.split(".")[1] for other in own]
+        close = [f"{group}.{other}" for other in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
+    elif not close:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    groups = ", ".join(dict.fromkeys(other.split(".")[0] for other in known))
+    if close:
+        return f'unknown key "{key}": did you mean "{close[0]}"?'
+    if own:
+        return f'unknown key "{key}": known are {", ".join(own)}.'
+    return f'unknown key "{key}": the groups are {groups}; `distgan train --help` lists their keys.'
+
+
 def _allowed(types: str) -> str:
-    """Names of types as a user says them: `<class 'int'>, <class 'NoneType'>` is `int or null`."""
-    if match := re.fullmatch(r"typing\.Literal\[(.+)\]", types):
-        return "one of " + match[1].replace("'", "")
+    """Types as a user says them: `<class 'int'>, <class 'NoneType'>` is `a whole number or null`."""
     said = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null"}
-    names = re.findall(r"<class '(.+?)'>", types)
-    return " or ".join(said[name] for name in names) if names else f"a {types}"
+    said |= {"tuple": "numbers in brackets, such as [0.5,0.999]"}
+    words = [f"one of {match}".replace("'", "") for match in re.findall(r"Literal\[(.+?)\]", types)]
+    words += [said[name] for name in re.findall(r"<class '(.+?)'>", types)]
+    return " or ".join(words) or f"a {types}"

@@ -164,12 +164,13 @@ def check(loss: Loss, name: str, *, clip: float | None, held: bool) -> None:
     if loss.critic and clip is None and not held:
         raise ValueError(
             f"loss.name is {name}, whose critic grows without bound unless something holds it: set "
-            "penalty.name=wgan_gp, optim.clip_weights or model.d_norm=spectral (Arjovsky et al. 2017, section 3)."
+            "penalty.name=wgan_gp with model.d_norm=none, optim.clip_weights, or model.d_norm=spectral (Arjovsky et "
+            "al. 2017, section 3)."
         )
     if clip is not None and not loss.critic:
         raise ValueError(
             f"optim.clip_weights is {clip}, but loss.name is {name}: clipping makes the critic of wasserstein "
-            "Lipschitz, and would only weaken another discriminator; leave it out."
+            "Lipschitz, and would only weaken another discriminator; set it to null."
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distgan.augment import Augment, Draw
-from distgan.config import PenaltyConfig, nearest
+from distgan.config import PenaltyConfig, unknown_name
 
 
 class Given(NamedTuple):
@@ -113,7 +113,7 @@ class Penalties:
         """
         for name in config.names:
             if name not in PENALTIES:
-                raise ValueError(f'penalty.name has "{name}", which is unknown: {nearest(name, [*PENALTIES])}')
+                raise ValueError(unknown_name("penalty.name", name, [*PENALTIES]))
         penalties = [PENALTIES[name]() for name in config.names]
         # At every n-th update n times as heavy, so that it weighs the same on the whole (Karras et al. 2020,
         # StyleGAN2, appendix B; there it has updates of its own, for which Adam is slowed, here it shares those of the

@@ -215,10 +215,11 @@ def _prepare(config: Config) -> _Prepared:
     losses.check(loss, config.loss.name, clip=config.optim.clip_weights, held=held)
     penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
     if config.penalty.names and d_norm == "batch":
+        whose = "" if config.model.d_norm else f", which is {config.model.architecture}'s own"
         raise ValueError(
-            "a gradient penalty cannot be combined with batch norm in the discriminator, where the gradient at one "
-            "image depends on the others of its batch (Gulrajani et al. 2017, section 4): set model.d_norm to none or "
-            "spectral."
+            f"penalty.name is {config.penalty.name}, but model.d_norm is batch{whose}: with batch norm in the "
+            "discriminator the gradient at one image depends on the others of its batch (Gulrajani et al. 2017, section "
+            "4); set model.d_norm to none or spectral."
         )
     folder = RunFolder(config.run.dir)
     folder.check(config)
@@ -228,15 +229,18 @@ def _prepare(config: Config) -> _Prepared:
     size = config.data.image_size
     shape = models.Shape(image_size=size, channels=images.channels, class_counts=counts, class_names=names)
     generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
-    if distributed.pieces(config.train) > 1 and any(map(models.has_batch_norm, (generator, discriminator))):
+    networks = {"generator": generator, "discriminator": discriminator}
+    normed = " and ".join(name for name, network in networks.items() if models.has_batch_norm(network))
+    if distributed.pieces(config.train) > 1 and normed:
         raise ValueError(
             f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "
-            "but batch norm's statistics would then be of each part alone: use more processes or a smaller batch."
+            f"but batch norm's statistics would then be of each part alone (in {normed}): use more processes or a "
+            "smaller batch."
         )
     average = Average(generator, half_life=config.ema.half_life, ramp=config.ema.ramp)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
-        networks = {"generator": generator, "discriminator": discriminator, "average": average.generator}
-        checkpoint.load(_newest_of(config.train.init_from), networks=networks, optimizers={})
+        everything = {**networks, "average": average.generator}
+        checkpoint.load(_newest_of(config.train.init_from), networks=everything, optimizers={})
     rank, _ = distributed.launched_ranks()
     evaluation = None
     if config.eval.every is not None:
@@ -254,16 +258,17 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
         ValueError: some images have no label, or there are no two classes.
     """
     if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
+        way = {"folder": "every picture must lie in a sub-folder, ", "hub": "name data.label_column, "}
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels: every picture of a folder must lie "
-            "in a sub-folder; name data.label_column; or leave model.conditional out."
+            f"{source.path or source.id or source.source} have no labels: {way.get(source.source, '')}or set "
+            "model.conditional to false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:
         raise ValueError(
             f"model.conditional is true, but all images of {source.path or source.id or source.source} are of one "
-            "class: leave it out."
+            "class: set it to false."
         )
     return counts
 

@@ -33,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     named = f"{len(source.classes)}: {sources.numbered(source.classes)}" if source.classes else "none"
     print(f"classes      {named}")
     channels = data.channels or source.channels
-    sizes = _sizes(source)
-    print(f"sizes        {', '.join(sizes)} among {min(_SAMPLE, source.count)} of them")
+    print(f"sizes        {_sizes(source)}")
     print(f"fed as       {data.image_size}x{data.image_size}x{channels}")
     folder = store.store_folder(source, data)
     if arguments.prepare:
@@ -84,8 +83,8 @@ def _source_names() -> tuple[str, ...]:
     return get_args(get_type_hints(DataConfig)["source"])
 
 
-def _sizes(source: sources.Source) -> list[str]:
-    """Sizes and modes of some pictures, the most frequent first."""
+def _sizes(source: sources.Source) -> str:
+    """Sizes and modes of some pictures, the most frequent first, and how many were looked at."""
     seen: Counter[str] = Counter()
     for record in store.spread(source, _SAMPLE):
         if isinstance(record.content, bytes):
@@ -96,7 +95,8 @@ def _sizes(source: sources.Source) -> list[str]:
                 seen["undecodable"] += 1
         else:
             seen["x".join(map(str, record.content.shape[::-1])) + " L"] += 1
-    return [f"{count} of {size}" for size, count in seen.most_common(5)]
+    said = ", ".join(f"{count} of {size}" for size, count in seen.most_common(5))
+    return f"{said} among the {seen.total()} looked at"
 
 
 if __name__ == "__main__":

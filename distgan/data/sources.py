@@ -93,7 +93,7 @@ def _digits(data: DataConfig) -> Source:
     from sklearn.datasets import load_digits
 
     if data.path is not None:
-        raise ValueError(f"data.path is {data.path}, but digits come with scikit-learn: leave it out.")
+        raise ValueError(f"data.path is {data.path}, but digits come with scikit-learn: leave it out (null).")
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).astype(np.float32)
 
