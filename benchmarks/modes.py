@@ -158,15 +158,16 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
         [
             "# Mode coverage",
             "",
-            f"Pictures of {SIZE}x{SIZE} pixels show one blob at one of {len(POINTS)} points, {PICTURES} of each. A sample is",
-            "good if it is a blob close to a point; a mode is found if it has at least a tenth of its share of all samples,",
-            "in good ones (`benchmarks/modes.py`). The recipes are narrowed to what a core trains in minutes: this says how",
-            "they begin, not how they end.",
+            f"Pictures of {SIZE}x{SIZE} pixels show one blob at one of {len(POINTS)} points, {PICTURES} of each. A "
+            "sample is good if it is a blob close to a point; a mode is found if it has at least a tenth of its share "
+            "of all samples, in good ones (`benchmarks/modes.py`). The recipes are narrowed to what a core trains in "
+            "minutes: this says how they begin, not how they end.",
             "",
-            f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, to a tenth, one",
-            f"thread, two runs at a time, on {_processor()}, torch {importlib.metadata.version('torch')}; Adam at 1e-3",
-            f"(where a schedule starts), half-life of the average 2,000 images; {SAMPLES:,} samples of each.",
-            "`cifar10_sngan_cond` is told the position as a label, so that its modes are not found but asked for.",
+            f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, to a "
+            f"tenth, one thread, two runs at a time, on {_processor()}, torch "
+            f"{importlib.metadata.version('torch')}; Adam at 1e-3 (where a schedule starts), half-life of the average "
+            f"2,000 images; {SAMPLES:,} samples of each. `cifar10_sngan_cond` is told the position as a label, so that "
+            "its modes are not found but asked for.",
             "",
             "| Recipe | with | steps | seconds of training | modes of 25, by seed | good samples, by seed |",
             "|---|---|---|---|---|---|",

@@ -218,8 +218,8 @@ def _prepare(config: Config) -> _Prepared:
         whose = "" if config.model.d_norm else f", which is {config.model.architecture}'s own"
         raise ValueError(
             f"penalty.name is {config.penalty.name}, but model.d_norm is batch{whose}: with batch norm in the "
-            "discriminator the gradient at one image depends on the others of its batch (Gulrajani et al. 2017, section "
-            "4); set model.d_norm to none or spectral."
+            "discriminator the gradient at one image depends on the others of its batch (Gulrajani et al. 2017, "
+            "section 4); set model.d_norm to none or spectral."
         )
     folder = RunFolder(config.run.dir)
     folder.check(config)
