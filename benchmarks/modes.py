@@ -66,10 +66,9 @@ def main() -> None:
         write_pictures(work / "pictures")
         speeds = dict(zip(RECIPES, two_at_a_time.map(lambda name: speed(work, name), RECIPES), strict=True))
         wanted = [(name, seed) for name in RECIPES for seed in range(arguments.seeds)]
-        runs = two_at_a_time.map(lambda one: train_for(work, *one, arguments.seconds, speeds[one[0]]), wanted)
+        runs = two_at_a_time.map(lambda one: found_by(work, *one, arguments.seconds, speeds[one[0]]), wanted)
         found: dict[str, list[Found]] = {name: [] for name in RECIPES}
-        for (name, seed), (steps, seconds, run) in zip(wanted, runs, strict=True):
-            one = Found(steps, seconds, *count(samples(run)))
+        for (name, seed), one in zip(wanted, runs, strict=True):
             found[name].append(one)
             print(f"{name}, seed {seed}: {one.modes} modes, {one.good:.1%} good", flush=True)
         arguments.out.write_text(table(found, arguments.seconds))
@@ -101,15 +100,15 @@ def speed(work: Path, name: str) -> float:
     return rate
 
 
-def train_for(work: Path, name: str, seed: int, seconds: float, rate: float) -> tuple[int, float, Path]:
-    """Trains for about that long, and returns steps, seconds and the run's folder."""
+def found_by(work: Path, name: str, seed: int, seconds: float, rate: float) -> Found:
+    """Trains for about that long, in at most three tries, and looks at the samples."""
     for _ in range(3):
         steps = max(4, round(seconds * rate))
         took, run = train(work, name, seed=seed, steps=steps)
         if abs(took / seconds - 1) < 0.1:
             break
         rate = steps / took
-    return steps, took, run
+    return Found(steps, took, *count(samples(run)))
 
 
 def train(work: Path, name: str, *, seed: int, steps: int) -> tuple[float, Path]:
@@ -130,8 +129,11 @@ def train(work: Path, name: str, *, seed: int, steps: int) -> tuple[float, Path]
 
 def samples(run: Path) -> np.ndarray:
     """(SAMPLES, SIZE, SIZE) in [0, 1]."""
+    import torch
+
     from distgan import load_generator
 
+    torch.set_num_threads(1)  # the other core trains
     return load_generator(run).sample(SAMPLES, seed=1)[:, 0].numpy() / 255
 
 
@@ -151,7 +153,7 @@ def count(images: np.ndarray) -> tuple[int, float]:
 def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
     rows = []
     for name, runs in found.items():
-        steps, took = ([*map(kind, runs)] for kind in (lambda one: one.steps, lambda one: round(one.seconds)))
+        steps, took = [one.steps for one in runs], [round(one.seconds) for one in runs]
         modes, good = ", ".join(str(one.modes) for one in runs), ", ".join(f"{one.good:.0%}" for one in runs)
         rows.append(f"| `{name}` | {' '.join(RECIPES[name])} | {_span(steps)} | {_span(took)} | {modes} | {good} |")
     return "\n".join(
@@ -164,7 +166,7 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
             "minutes: this says how they begin, not how they end.",
             "",
             f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, to a "
-            f"tenth, one thread, two runs at a time, on {_processor()}, torch "
+            f"tenth where three tries met it, one thread, two runs at a time, on {_processor()}, torch "
             f"{importlib.metadata.version('torch')}; Adam at 1e-3 (where a schedule starts), half-life of the average "
             f"2,000 images; {SAMPLES:,} samples of each. `cifar10_sngan_cond` is told the position as a label, so that "
             "its modes are not found but asked for.",

@@ -110,9 +110,10 @@ class DataConfig:
         takes = {"digits": (), "folder": (), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
         for key, value in settings.items():
             if value is not None and key not in takes:
+                unset = "train" if key == "split" else "null"
                 raise ValueError(
-                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out, or "
-                    "set it to null where the recipe gives it."
+                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out, or set it "
+                    f"to {unset} where the recipe gives it."
                 )
 
 
@@ -406,12 +407,6 @@ class Config:
                 f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: set "
                 "one to null."
             )
-        updates = self.train.steps * self.train.d_steps
-        if self.penalty.every > updates:
-            raise ValueError(
-                f"penalty.every is {self.penalty.every}, but the discriminator is updated {updates} times in all: the "
-                "penalty would be computed at the first update alone."
-            )
         if self.run.extend and self.optim.schedule != "constant":
             raise ValueError(
                 f"run.extend is {self.run.extend}, but optim.schedule is {self.optim.schedule}, by which the learning "
@@ -509,7 +504,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def unknown_name(key: str, name: str, known: Sequence[str]) -> str:
     """A sentence about one of the names that a key takes with commas between them."""
-    several = "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"), none is null.'
+    several = (
+        "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"); null is for none.'
+    )
     return f'{key} has "{name}", which is unknown: {nearest(name, known)}{several}'
 
 
@@ -561,6 +558,8 @@ def _unknown_key(key: str) -> str:
     group, _, name = key.rpartition(".")
     own = [other for other in known if other.startswith(f"{group}.")]
     close = [other for other in known if other.endswith(f".{name}")]  # its group forgotten, or another's
+    if own and len(close) > 1:
+        close = []
     if not close and own:
         names = [other.split(".")[1] for other in own]
         close = [f"{group}.{other}" for other in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]

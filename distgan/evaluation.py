@@ -246,7 +246,7 @@ class Evaluation:
                     raise ValueError(
                         f"the number of {what} is {count}, but {distance} needs more images than the {extractor.dim} "
                         f"features that it compares: at least {extractor.dim + 1}. The metrics {kernel},prdc need "
-                        "fewer; a run need not measure itself (eval.every=null)."
+                        "fewer."
                     )
         fewest = max(_SPLITS, _NEIGHBOUR + 1)
         if min(num, real) < fewest:

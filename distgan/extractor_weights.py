@@ -71,7 +71,7 @@ def _trained(images: DataConfig) -> tuple[Path, float]:
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         raise ValueError(
             f"{images.source} has no labels to train the classifier on: choose the extractor inception, or give the "
-            "weights of a classifier; a run need not measure itself (eval.every=null)."
+            "weights of a classifier."
         )
     described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
     folder = cache.folder(images, "extractors", described)

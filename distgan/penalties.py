@@ -17,11 +17,10 @@ from distgan.augment import Augment, Draw
 from distgan.config import PenaltyConfig, unknown_name
 
 
-class Given(NamedTuple):
-    """What a penalty is computed from. Images are (N, C, H, W), logits (N,).
+class Critic(NamedTuple):
+    """The discriminator as a penalty sees it: images (N, C, H, W) -> logits (N,), augmentation included.
 
-    Augmentation is part of the critic: slopes are with respect to images as they were before it (as in StyleGAN2-ADA's
-    and R3GAN's code).
+    Slopes are with respect to images as they were before it (as in StyleGAN2-ADA's and R3GAN's code).
     """
 
     discriminator: Callable[[Tensor, Tensor | None], Tensor]
@@ -30,6 +29,16 @@ class Given(NamedTuple):
     draw: Draw
     y: Tensor | None
     """The labels of real images and fakes alike."""
+
+    def __call__(self, images: Tensor, which: str) -> Tensor:
+        """The logits of images; `which` tells draws of augmentation from others, as for `Augment`."""
+        return self.discriminator(self.augment(images, self.draw, which), self.y)
+
+
+class Given(NamedTuple):
+    """What a penalty is computed from. Images are (N, C, H, W), before augmentation; logits (N,)."""
+
+    critic: Critic
     real: Tensor
     real_logits: Tensor
     """Of the loss; they depend on `real`, if the penalty's `on_real` asks for that and the network is not in mixed
@@ -37,10 +46,6 @@ class Given(NamedTuple):
     fake: Tensor
     fake_logits: Tensor
     """The same, for `fake` and `on_fake`."""
-
-    def critic(self, images: Tensor, which: str) -> Tensor:
-        """The logits of images; `which` as `Augment` has it."""
-        return self.discriminator(self.augment(images, self.draw, which), self.y)
 
 
 class Penalty(Protocol):
@@ -68,7 +73,7 @@ class GradientPenalty:
     on_real = on_fake = False
 
     def __call__(self, given: Given) -> Tensor:
-        share = given.draw("penalty", 1)[:, :, None, None].to(given.real.dtype)
+        share = given.critic.draw("penalty", 1)[:, :, None, None].to(given.real.dtype)
         between = torch.lerp(given.fake.detach(), given.real.detach(), share).requires_grad_(True)
         # The root's slope is infinite at 0, where a critic of constant logits begins.
         slope = (_squared_slope(given.critic(between, "penalty"), between) + 1e-12).sqrt()

@@ -18,7 +18,7 @@ from distgan.evaluation import Evaluation
 from distgan.guard import WATCHED, Watch, Watched
 from distgan.housekeeping import Housekeeping
 from distgan.models import Generator, eval_mode, frozen
-from distgan.penalties import Given, Penalties
+from distgan.penalties import Critic, Given, Penalties
 from distgan.run_folder import Claim, RunFolder
 from distgan.schedules import Rates
 from distgan.seeding import RunSeed
@@ -82,7 +82,7 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
     batches = data.Batches(images, config.data, labels=config.model.conditional, **feed)
     latents = data.Latents(dim=config.model.latent_dim, **feed)
     draws = data.Draws(**feed)
-    full_D = ranks.in_full_precision(raw_D)
+    full_precision_D = ranks.in_full_precision(raw_D)
     adams = {"generator": adam_G, "discriminator": adam_D}
     rates = Rates(adams, lr=config.optim.lr, schedule=config.optim.schedule, steps=config.train.steps)
     meter = Meter((*_METRICS, *(["loss/penalty"] if config.penalty.names else [])), accelerator.device)
@@ -133,7 +133,8 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
                         real_logits = D(augment(real, draw, "real"), y)
                         fake_logits = D(augment(detached, draw, "fake"), y)
                         loss_D = loss.discriminator(real_logits, fake_logits)
-                        added = penalty(Given(full_D, augment, draw, y, real, real_logits, detached, fake_logits))
+                        critic = Critic(full_precision_D, augment, draw, y)
+                        added = penalty(Given(critic, real, real_logits, detached, fake_logits))
                         accelerator.backward((loss_D + added) / pieces)  # one: a second breaks DDP's reduction
                     meter.add("loss/discriminator", loss_D, pieces)
                     if config.penalty.names:
@@ -245,7 +246,10 @@ def _prepare(config: Config) -> _Prepared:
     evaluation = None
     if config.eval.every is not None:
         own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
-        evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
+        try:
+            evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
+        except ValueError as error:
+            raise ValueError(f"{error} A run need not measure itself (eval.every=null).") from error
     unseen = _unseen(config.data, classes=len(counts)) if rank == 0 else None
     trained = (generator, discriminator, average)
     return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
@@ -258,10 +262,10 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
         ValueError: some images have no label, or there are no two classes.
     """
     if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
-        way = {"folder": "every picture must lie in a sub-folder, ", "hub": "name data.label_column, "}
+        way = "let every picture lie in a sub-folder" if source.source == "folder" else "name data.label_column"
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels: {way.get(source.source, '')}or set "
+            f"{source.path or source.id or source.source} have no labels: {way}, or set "
             "model.conditional to false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())

@@ -192,6 +192,14 @@ def slope_penalty() -> None:
     penalties.PENALTIES["slope"] = Slope
 
 
+# Observers ------------------------------------------------------------------------------------------------------------
+
+
+def note_tf32(path: Path) -> None:
+    """Writes whether cuDNN may round to TF32 in the steps."""
+    register_optimizer_step_post_hook(lambda *_: path.write_text(json.dumps(torch.backends.cudnn.allow_tf32)))
+
+
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 

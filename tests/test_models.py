@@ -290,6 +290,9 @@ def test_orthogonal_starting_weights_are(architecture):
                 matrix = weight.flatten(1)
                 matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
                 torch.testing.assert_close(matrix @ matrix.t(), torch.eye(len(matrix)), rtol=0, atol=1e-5)
+            if isinstance(layer, ConditionalBatchNorm2d):
+                for matrix in (layer.scale.weight - 1, layer.shift.weight):
+                    torch.testing.assert_close(matrix @ matrix.t(), torch.eye(3), rtol=0, atol=1e-5)
 
 
 def test_samples_of_a_labelled_generator_are_functions_of_seed_index_and_label():

@@ -1,10 +1,12 @@
 """Penalties against closed forms, where they are computed, and in which precision."""
 
+import functools
 import json
 
 import pytest
 import torch
-from programs import processes
+from conftest import TINY
+from programs import launch, note_tf32, processes
 from torch import nn
 
 from distgan import losses, penalties
@@ -12,7 +14,7 @@ from distgan.augment import Augment
 from distgan.config import ModelConfig, PenaltyConfig, TrainConfig
 from distgan.distributed import Ranks
 from distgan.models import Shape, build
-from distgan.penalties import Given, Penalties
+from distgan.penalties import Critic, Given, Penalties
 
 SHAPE = (6, 2, 3, 3)
 
@@ -42,13 +44,13 @@ def given(critic, **options):
     real.requires_grad_(options.get("on_real", False))
     fake.requires_grad_(options.get("on_fake", False))
     logits = (critic(real, None), critic(fake, None))
-    return Given(critic, Augment([]), lambda stream, count: share, None, real, logits[0], fake, logits[1])
+    return Given(Critic(critic, Augment([]), lambda stream, count: share, None), real, logits[0], fake, logits[1])
 
 
 def closed_form(name, critic, seen):
     """Value and gradient with respect to b."""
     if name == "wgan_gp":
-        share = seen.draw("penalty", 1)[:, :, None, None]
+        share = seen.critic.draw("penalty", 1)[:, :, None, None]
         slope = critic.slope((share * seen.real + (1 - share) * seen.fake).detach())
         norm = slope.norm(dim=1, keepdim=True)
         return ((norm - 1) ** 2).mean(), (2 * (norm - 1) * slope / norm).mean(0)
@@ -66,6 +68,35 @@ def test_a_penalty_is_its_closed_form(name, reuse):
     expected, expected_gradient = closed_form(name, critic, seen)
     torch.testing.assert_close(value, expected.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(gradient, expected_gradient.detach(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", penalties.PENALTIES)
+def test_augmentation_is_part_of_the_critic(name):
+    """Slopes are with respect to what it was done to; out of the loss's graph and computed anew alike."""
+    critic, penalty, augment = Quadratic(), penalties.PENALTIES[name](), Augment(["color", "cutout"])
+    rng = torch.Generator().manual_seed(2)
+    numbers = {}
+
+    def draw(stream, count):
+        if stream not in numbers:
+            numbers[stream] = torch.rand(6, count, dtype=torch.float64, generator=rng)
+        return numbers[stream]
+
+    real, fake = (x.requires_grad_(True) for x in torch.randn(2, *SHAPE, dtype=torch.float64, generator=rng))
+    logits = [critic(augment(x, draw, which)) for x, which in ((real, "real"), (fake, "fake"))]
+    share = draw("penalty", 1)[:, :, None, None]
+    x, which = {
+        "wgan_gp": ((share * real + (1 - share) * fake).detach().requires_grad_(True), "penalty"),
+        "r1": (real, "real"),
+        "r2": (fake, "fake"),
+    }[name]
+    (slope,) = torch.autograd.grad(critic(augment(x, draw, which)).sum(), x)
+    norm = slope.flatten(1).norm(dim=1)
+    expected = (norm - 1).square().mean() if name == "wgan_gp" else norm.square().mean() / 2
+    shared = Given(Critic(critic, augment, draw, None), real, logits[0], fake, logits[1])
+    anew = shared._replace(real=real.detach(), fake=fake.detach())
+    for seen in (shared, anew):
+        torch.testing.assert_close(penalty(seen), expected, rtol=1e-10, atol=0)
 
 
 def test_a_critic_that_is_flat_can_be_differentiated():
@@ -111,7 +142,7 @@ def under_bf16(path):
                 due = Penalties(PenaltyConfig(name=name), mixed_precision=True).at(0)
                 assert not (due.on_real or due.on_fake)
                 logits = (network(real, None), network(fake, None))
-                seen = Given(run, Augment([]), lambda *_: share, None, real, logits[0], fake, logits[1])
+                seen = Given(Critic(run, Augment([]), lambda *_: share, None), real, logits[0], fake, logits[1])
                 value = due(seen)
                 value.backward()
                 gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
@@ -130,6 +161,15 @@ def test_under_bf16_a_penalty_is_computed_in_float32(tmp_path):
     assert found.pop("rounded") > 0  # the loss's own logits come out of bf16
     assert found.pop("rounded after") > 0
     assert all(all(same) and len(same) > 3 for same in found.values()), found
+
+
+def test_nor_do_its_passes_round_to_tf32_on_a_gpu(tmp_path):
+    """By the setting alone, which a CPU has, too; what it does on a GPU is not tried here."""
+    for name, penalty, allowed in (("without", [], True), ("with", ["--penalty.name=r1"], False)):
+        argv = [*TINY, "--train.steps=1", "--train.precision=bf16", "--model.d_norm=none", *penalty]
+        setups = [functools.partial(note_tf32, tmp_path / name)]
+        assert launch([*argv, f"--run.dir={tmp_path / f'run-{name}'}"], setups=setups) == [0]
+        assert json.loads((tmp_path / name).read_text()) is allowed
 
 
 def test_a_loss_and_its_penalty_have_one_gradient():

@@ -77,18 +77,21 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def _architecture(name: str) -> Architecture:
+    if name not in ARCHITECTURES:
+        raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
+    return ARCHITECTURES[name]
+
+
 def d_norm(model: ModelConfig) -> str:
     """What normalises the discriminator: `model.d_norm`, or the architecture's own where that is left open.
 
     Raises:
         ValueError: the architecture is unknown, or has no such norm.
     """
-    name = model.architecture
-    if name not in ARCHITECTURES:
-        raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
-    norms = ARCHITECTURES[name].d_norms
+    norms = _architecture(model.architecture).d_norms
     if model.d_norm not in (None, *norms):
-        raise ValueError(f"model.d_norm is {model.d_norm}, but {name} has {' or '.join(norms)}.")
+        raise ValueError(f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(norms)}.")
     return model.d_norm or norms[0]
 
 
@@ -99,11 +102,11 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
         ValueError: the architecture is unknown, has no such norm, or takes no labels where there are some.
     """
     norm = d_norm(model)
-    architecture = ARCHITECTURES[model.architecture]
+    architecture = _architecture(model.architecture)
     generator, discriminator = architecture.generator(model, shape), architecture.discriminator(model, shape)
     if generator.class_counts != shape.class_counts:
         raise ValueError(f"model.conditional is true, but {model.architecture} takes no labels.")
-    assert has_batch_norm(discriminator) == (norm == "batch")
+    assert has_batch_norm(discriminator) == (norm == "batch"), f"{model.architecture}'s d_norms must say batch norm"
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
         rng = seeding.torch_generator(seed, f"init.{name}")
         architecture.initialise(network, rng)
@@ -129,8 +132,7 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
     Raises:
         ValueError: the architecture is unknown.
     """
-    d_norm(model)
-    return ARCHITECTURES[model.architecture].generator(model, shape)
+    return _architecture(model.architecture).generator(model, shape)
 
 
 def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
