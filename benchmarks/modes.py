@@ -106,10 +106,12 @@ def speed(work: Path, name: str) -> float:
 
 
 def found_by(work: Path, name: str, seed: int, seconds: float, rate: float) -> Found:
-    """Trains for so long, and looks at the samples; a schedule ends a tenth later, where speed is as before."""
-    run = train(work, name, seed=seed, steps=round(1.1 * seconds * rate), seconds=seconds)
+    """Trains for so long, and looks at the samples; a schedule ends a fifth later, where speed is as before."""
+    steps = round(1.2 * seconds * rate)
+    run = train(work, name, seed=seed, steps=steps, seconds=seconds)
     stopped = run / "preempted"
-    steps = json.loads(stopped.read_text())["step"] if stopped.exists() else round(1.1 * seconds * rate)
+    if stopped.exists():
+        steps = json.loads(stopped.read_text())["step"]
     return Found(steps, stopped.exists(), *count(samples(run)))
 
 
@@ -123,11 +125,14 @@ def train(work: Path, name: str, *, seed: int, steps: int, seconds: float | None
     command += [f"--track.log_every={max(1, steps // 4)}", "--track.sample_every=1000000", "--checkpoint.every=1000000"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    clock = threading.Timer(seconds, process.terminate) if seconds is not None else None  # it saves, and ends with 0
     said = []
     for line in process.stdout:
         said.append(line)
-        if "starting at step 0" in line and seconds is not None:
-            threading.Timer(seconds, process.terminate).start()  # it saves, and ends with 0
+        if clock is not None and "starting at step 0" in line:
+            clock.start()
+        if clock is not None and line.startswith("done:"):
+            clock.cancel()
     if process.wait() != 0:
         sys.exit(f"{name} ended with {process.returncode}: {''.join(said)}")
     return run
