@@ -27,7 +27,7 @@ test: .venv/.dev  ## the tests
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s
 
-modes: .venv/.run  ## which recipes cover 25 modes, two minutes each (20 in all); writes docs/modes.md
+modes: .venv/.run  ## which recipes cover 25 modes, 90 s for each of 18 runs (a quarter of an hour); writes docs/modes.md
 	$(BIN)/python benchmarks/modes.py
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)

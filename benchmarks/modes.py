@@ -1,6 +1,6 @@
 """Which recipes cover all modes: each is trained for the same time on a blob at 25 positions, and its samples counted.
 
-    python benchmarks/modes.py [--seconds 120] [--seeds 3] [--out docs/modes.md]
+    python benchmarks/modes.py [--seconds 90] [--seeds 3] [--out docs/modes.md]
 
 The picture's version of the grid of 25 Gaussians: a Gaussian blob in 32x32 pixels, at the points of a 5x5 grid, each
 picture off its point by a normal deviate. What is trained is the real program, narrow, one process with one thread
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=120, help="of training for each run (default: 120)")
+    parser.add_argument("--seconds", type=float, default=90, help="of training for each run (default: 90)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe (default: 3)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "modes.md", help="Markdown file to write")
     arguments = parser.parse_args()
