@@ -265,8 +265,8 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
         way = "let every picture lie in a sub-folder" if source.source == "folder" else "name data.label_column"
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels: {way}, or set "
-            "model.conditional to false."
+            f"{source.path or source.id or source.source} have no labels: {way}, or set model.conditional to "
+            "false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:

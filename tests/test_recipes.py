@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from distgan import cli, config
+from distgan import cli, config, models
 
 RECIPES = sorted(path for path in (REPOSITORY / "configs").glob("*.yaml") if path.stem != "sweep")
 
@@ -43,8 +43,7 @@ def test_a_recipe_starts_and_gives_its_command(recipe, tmp_path, capfd):
 def test_a_recipe_has_its_papers_settings(name):
     c = config.load(REPOSITORY / "configs" / f"{name}.yaml")
     model, optim = c.model, c.optim
-    held = model.d_norm or ("batch" if model.architecture == "dcgan" else None)
-    held = f"{c.penalty.name} {c.penalty.weight:g}" if c.penalty.name else held
+    held = f"{c.penalty.name} {c.penalty.weight:g}" if c.penalty.name else models.d_norm(model)
     held = f"clip {optim.clip_weights:g}" if optim.clip_weights else held
     networks = (model.architecture, model.width, model.d_width or model.width, model.latent_dim, model.conditional)
     updates = (optim.lr, optim.schedule, tuple(optim.betas), c.train.batch_size, c.train.d_steps)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm whose scale and shift belong to the image's class (Dumoulin et al. 2017; de Vries et al. 2017).
 
-    (N, C, H, W) and labels (N,) -> (N, C, H, W). Scales begin at 1, shifts at 0; with
-    orthogonal starting weights classes differ from the start.
+    (N, C, H, W) and labels (N,) -> (N, C, H, W). Scales begin at 1, shifts at 0; with orthogonal
+    starting weights classes differ from the start.
     """
 
     def __init__(self, channels: int, *, classes: int) -> None:
