@@ -1,7 +1,8 @@
 """Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
 
 from distgan.data.batches import Batches, Draws, Latents
-from distgan.data.sources import find, numbered
+from distgan.data.records import numbered
+from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
 
 __all__ = [

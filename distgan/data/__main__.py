@@ -14,6 +14,7 @@ from PIL import Image
 
 from distgan.config import DataConfig
 from distgan.data import sources, store
+from distgan.data.records import Source, numbered
 from distgan.pictures import grid
 
 _SAMPLE = 64  # images in the grid, and pictures looked at for their sizes
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = sources.find(data)
     print(f"source       {data.source}{f' from {data.path}' if data.path else ''}{f' {data.id}' if data.id else ''}")
     print(f"images       {source.count:,}")
-    named = f"{len(source.classes)}: {sources.numbered(source.classes)}" if source.classes else "none"
+    named = f"{len(source.classes)}: {numbered(source.classes)}" if source.classes else "none"
     print(f"classes      {named}")
     channels = data.channels or source.channels
     print(f"sizes        {_sizes(source)}")
@@ -83,7 +84,7 @@ def _source_names() -> tuple[str, ...]:
     return get_args(get_type_hints(DataConfig)["source"])
 
 
-def _sizes(source: sources.Source) -> str:
+def _sizes(source: Source) -> str:
     """Sizes and modes of some pictures, the most frequent first, and how many were looked at."""
     seen: Counter[str] = Counter()
     for record in store.spread(source, _SAMPLE):

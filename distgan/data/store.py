@@ -34,7 +34,7 @@ from torch import Tensor
 from distgan.config import DataConfig
 from distgan.data import sources
 from distgan.data.decode import picture
-from distgan.data.sources import Record, Source
+from distgan.data.records import Record, Source
 from distgan.progress import shown
 
 _FORMAT = 1

@@ -1,0 +1,66 @@
+"""A training set that nobody has decoded yet: a list of files, and a way to read its pictures in order."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image as the source has it."""
+
+    name: str
+    """What a message calls it."""
+    content: bytes | np.ndarray
+    """An encoded picture, or values 0 ... 255 of shape (H, W)."""
+    label: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A training set that nobody has decoded yet."""
+
+    records: Callable[[int], Iterator[Record]]
+    """Every n-th of its images, in an order that never changes. Raises ValueError where the files are damaged."""
+    count: int
+    """How many records there are."""
+    channels: int
+    """What `data.channels` is where the user leaves it open."""
+    classes: tuple[str, ...] | None = None
+    """Names of the labels."""
+    files: tuple[Path, ...] = ()
+    """The files that its content is a function of, in order."""
+    salt: str = ""
+    """What else it is a function of."""
+
+    def stamp(self) -> str:
+        """A quick hash of names, sizes and times of the files: while it stands, so does their content."""
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
+        return hashlib.sha256(json.dumps([self.salt, self.classes, stats]).encode()).hexdigest()
+
+    def fingerprint(self) -> str:
+        """A hash of the content, wherever it lies: of the bytes of all files, in order. Reads them all."""
+        if not self.files:
+            return self.salt
+        digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
+        for file in self.files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+def numbered(classes: Iterable[str]) -> str:
+    """The classes with their labels, for a user who is to name these."""
+    return ", ".join(f"{label} {name}" for label, name in enumerate(classes))
+
+
+def existing_folder(path: str | None) -> Path:
+    """Returns `data.path`, which must be a folder. Raises ValueError where it is none."""
+    assert path is not None
+    if not Path(path).is_dir():
+        raise ValueError(f"data.path is {path}, but there is no such folder.")
+    return Path(path)
