@@ -147,7 +147,9 @@ def pieces(train: TrainConfig) -> int:
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
 
-_in_this_process = threading.Lock()  # of the one that trains, or measures
+_in_this_process = threading.Lock()  # held by the run of this process
+_forked = threading.Event()
+os.register_at_fork(after_in_child=_forked.set)
 
 
 @contextmanager
@@ -214,6 +216,8 @@ class Ranks:
         """
         with ExitStack() as undo:
             undo.enter_context(_left_as_it_was())
+            if _forked.is_set():  # as notebook_launcher's: of torch's threads in the parent there are none here,
+                torch.set_num_threads(1)  # and work that is shared out to them would never be done
             _die_with_launcher()
             # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until
             # then.
