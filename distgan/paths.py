@@ -21,7 +21,11 @@ def expanded(key: str, text: str) -> str:
     parts: list[str] = []
     for part in text.split("/"):
         as_written = "/".join([*parts, part])
-        parts.append(part if parts and os.path.lexists(as_written) else _VARIABLE.sub(lambda found: _value(key, text, found), part))
+        parts.append(
+            part
+            if parts and os.path.lexists(as_written)
+            else _VARIABLE.sub(lambda found: _value(key, text, found), part)
+        )
     path = "/".join(parts)
     there = os.path.expanduser(path)
     if there.startswith("~"):

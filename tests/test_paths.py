@@ -84,7 +84,17 @@ def test_what_is_no_variable_and_no_home_stays(home):
     assert paths.expanded("key", "./your $HOME") == f"./your {home}/home"
 
 
-HARD = ["plain/a.b-c", "a b", 'my "run" $HOME \'x\'', "-n", "~", "$HOME", "ü 猫", "a\nb\tc\\d'e", "`id`;!x*?[a]{b,c}#&|<>"]
+HARD = [
+    "plain/a.b-c",
+    "a b",
+    "my \"run\" $HOME 'x'",
+    "-n",
+    "~",
+    "$HOME",
+    "ü 猫",
+    "a\nb\tc\\d'e",
+    "`id`;!x*?[a]{b,c}#&|<>",
+]
 
 
 @pytest.mark.parametrize("name", HARD)
@@ -100,13 +110,13 @@ def test_a_quoted_path_is_one_word_that_means_it(home, name):
 
 def test_what_a_run_prints_can_be_pasted_whatever_its_folder_is_called(home):
     """Each command of the end of a run, and that of a refused recipe, run by bash in the same folder."""
-    log, folder = home / "log", home / 'my "run" $HOME \'x\' `id` ü\n!'
+    log, folder = home / "log", home / "my \"run\" $HOME 'x' `id` ü\n!"
     (folder / "-r" / "wandb" / "offline-run-1").mkdir(parents=True)  # as wandb leaves one
     assert launch([*TINY, f"--run.dir={folder}/-r"], log=log) == [0]
     told = log.read_text()
     commands = re.findall(r"(?:see it|list them|draw from it|last line|browse it|upload it): ([^;\n]+)", told)
     assert [command.split()[0] for command in commands] == ["xdg-open", "ls", "distgan", "tail", "wandb", "wandb"]
-    opened = f"xdg-open() {{ [ -f \"$1\" ]; }}; wandb() {{ [ -d \"$2\" ]; }}; export PATH={shlex.quote(str(BIN))}:$PATH"
+    opened = f'xdg-open() {{ [ -f "$1" ]; }}; wandb() {{ [ -d "$2" ]; }}; export PATH={shlex.quote(str(BIN))}:$PATH'
     for command in commands:
         done = subprocess.run(["bash", "-c", f"set -e; {opened}; {command}"], capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
@@ -150,4 +160,6 @@ def test_every_verb_expands_its_paths(home, small_run, capfd):
     assert f"{home}/home/weights" in said  # which are not there
     assert not [name for name in os.listdir() if name.startswith(("~", "$"))]
     assert cli.main(["sample", "$NO_SUCH/run"]) == 2
-    assert "distgan: error: RUN is $NO_SUCH/run, but the environment variable NO_SUCH is not set" in capfd.readouterr().err
+    assert (
+        "distgan: error: RUN is $NO_SUCH/run, but the environment variable NO_SUCH is not set" in capfd.readouterr().err
+    )
