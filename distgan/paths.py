@@ -27,7 +27,7 @@ def expanded(key: str, text: str) -> str:
             else _VARIABLE.sub(lambda found: _value(key, text, found), part)
         )
     path = "/".join(parts)
-    there = os.path.expanduser(path)
+    there = os.path.expanduser(path)  # noqa: PTH111  Path's own drops a leading ./
     if there.startswith("~"):
         user = there.split("/")[0][1:]
         raise ValueError(f"{key} is {text}, but this machine has no user {user}: write ./{text} for a folder here.")

@@ -64,8 +64,8 @@ def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool) -> Verdict:
     elif way.checkpoint:
         advice = (
             f"It was rolled back {way.rollbacks} time{'s' * (way.rollbacks > 1)}, as often as guard.rollbacks allows: "
-            f"--guard.on_trouble=rollback --guard.rollbacks={way.rollbacks + 1} goes back once more, and a new run with "
-            "a lower optim.lr may not need it."
+            f"--guard.on_trouble=rollback --guard.rollbacks={way.rollbacks + 1} goes back once more, and a new run "
+            "with a lower optim.lr may not need it."
         )
     else:
         advice = (

@@ -12,8 +12,8 @@ from distgan.rollback import Verdict, WayBack, decide
 OPEN, NOTHING, USED_UP = WayBack(True, 1), WayBack(False, 0), WayBack(True, 2)
 TURN_ON = "--guard.on_trouble=rollback goes on from the last good checkpoint."
 START_ANEW = (
-    "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with a smaller "
-    "checkpoint.every, which saves more often."
+    "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with a "
+    "smaller checkpoint.every, which saves more often."
 )
 ALLOW_MORE = (
     "It was rolled back 2 times, as often as guard.rollbacks allows: --guard.on_trouble=rollback --guard.rollbacks=3 "

@@ -105,7 +105,7 @@ def test_a_quoted_path_is_one_word_that_means_it(home, name):
     assert not word.startswith("-")
     assert "\n" not in paths.quoted(name)  # a line stays a line
     Path(name).mkdir(parents=True)
-    assert os.path.samefile(paths.expanded("key", word), name)  # distgan's words are expanded once more
+    assert Path(paths.expanded("key", word)).samefile(name)  # distgan's words are expanded once more
 
 
 def test_what_a_run_prints_can_be_pasted_whatever_its_folder_is_called(home):
@@ -158,7 +158,7 @@ def test_every_verb_expands_its_paths(home, small_run, capfd):
             assert code == 0, said
             assert (home / "scratch" / made).exists()
     assert f"{home}/home/weights" in said  # which are not there
-    assert not [name for name in os.listdir() if name.startswith(("~", "$"))]
+    assert not [one for one in Path.cwd().iterdir() if one.name.startswith(("~", "$"))]
     assert cli.main(["sample", "$NO_SUCH/run"]) == 2
     assert (
         "distgan: error: RUN is $NO_SUCH/run, but the environment variable NO_SUCH is not set" in capfd.readouterr().err

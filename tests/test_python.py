@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import REPOSITORY, TINY, metrics, steps, tensors
 from programs import launch
@@ -67,7 +68,7 @@ def test_the_documented_program_runs(tmp_path):
 
 def test_a_run_is_the_same_after_others_and_leaves_the_process_as_it_was(tmp_path, small_run, one_thread):
     """Also to somebody's own use of Accelerate."""
-    AcceleratorState(cpu=True, mixed_precision="bf16")
+    Accelerator(cpu=True, mixed_precision="bf16")
     try:
         before = whole_process()
         run(f"--run.dir={tmp_path / 'first'}", "--train.precision=bf16", "--train.deterministic=true")
@@ -99,7 +100,7 @@ def test_after_an_error_the_same_call_goes_on(tmp_path, small_run, one_thread, m
     assert steps(tmp_path / "run") == [6]
     run(f"--run.dir={tmp_path / 'run'}")
     assert metrics(tmp_path / "run") == metrics(small_run)
-    assert kept.value.__notes__ is not None
+    assert kept.value.__traceback__ is not None
 
 
 def test_a_run_in_a_thread_is_alone_and_leaves_signals_to_the_main_thread(tmp_path, monkeypatch):
