@@ -33,6 +33,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
+from distgan import paths
 from distgan.config import ModelConfig
 from distgan.errors import NotFiniteError
 from distgan.models import Generator, Shape, build_generator
@@ -308,7 +309,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
 
 def exported_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of an exported generator, or a run's, or of one that was fetched from the hub."""
-    folder = Path(path)
+    folder = Path(paths.expanded("the generator's folder", os.fspath(path)))
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         folder = _from_hub(str(path))
     if folder.is_file():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from distgan import data, pictures, results, trained
+from distgan import data, paths, pictures, results, trained
 from distgan.trained import Trained
 
 _GRID = 64  # samples of each generator
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="PNG to write (default: compare.png)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
-    arguments = parser.parse_args(argv)
+    arguments = paths.expand(parser.parse_args(argv), "runs", "out", "json")
     pictures.check(arguments.out)
     results.check(arguments.json)
     columns = [_column(run, arguments.seed) for run in arguments.runs]

@@ -12,12 +12,14 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from distgan import paths
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -47,11 +49,21 @@ def _each_once(key: str, names: list[str]) -> None:
         raise ValueError(f"{key} is {','.join(names)}, which has a name twice.")
 
 
+_PATH = {"path": True}  # marks a field in which `~` and `$NAME` are replaced
+
+
+def _expand_paths(group: str, config: Any) -> None:
+    for one in dataclasses.fields(config):
+        text = getattr(config, one.name)
+        if one.metadata == _PATH and text is not None:
+            object.__setattr__(config, one.name, paths.expanded(f"{group}.{one.name}", text))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run: where it lives, its seed, how far this invocation goes."""
 
-    dir: str
+    dir: str = field(metadata=_PATH)
     """Folder of the run. The same command with the same folder resumes it."""
     seed: int = 0
     """Every random draw of the run is a function of this seed and of what the draw is for."""
@@ -65,6 +77,7 @@ class RunConfig:
     than half of it; what rank zero does alone need not."""
 
     def __post_init__(self) -> None:
+        _expand_paths("run", self)
         _positive("run.timeout", self.timeout)
         _at_least("run.seed", self.seed, 0)
         _at_least("run.extend", self.extend, 0)
@@ -81,7 +94,7 @@ class DataConfig:
     `hub`: any image data set on the Hugging Face hub. `folder`: a folder of pictures, sub-folders being classes."""
     id: str | None = None
     """Of the data set on the hub, for `hub`: owner/name."""
-    path: str | None = None
+    path: str | None = field(default=None, metadata=_PATH)
     """A local folder to read from instead of the hub: a copy of the data set's parquet files; for fashion_mnist also
     one of IDX .gz files. For `folder`, the pictures."""
     split: str = "train"
@@ -96,7 +109,7 @@ class DataConfig:
     """1 for grey, 3 for colour; the source's own where left open, and colour for `hub` and `folder`."""
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded, and say how many, instead of refusing them."""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=_PATH)
     """Folder of the prepared images; distgan's part of the user's cache folder where left open."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
@@ -104,6 +117,7 @@ class DataConfig:
     """Where the images live: in device memory, in host memory, or the first where it fits. Changes no batch."""
 
     def __post_init__(self) -> None:
+        _expand_paths("data", self)
         # Said rather than ignored; `path` has sentences of its own in sources.py.
         settings = {"id": self.id, "image_column": self.image_column, "label_column": self.label_column}
         settings["split"] = self.split if self.split != "train" else None
@@ -257,12 +271,13 @@ class TrainConfig:
     """Where a rank's share of a batch is larger, accumulate gradients over equal parts of at most this many images: the
     same update from less memory, for one more forward pass of the generator. Not with batch norm, which every generator
     of distgan's own has."""
-    init_from: str | None = None
+    init_from: str | None = field(default=None, metadata=_PATH)
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
     """On CUDA: only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 
     def __post_init__(self) -> None:
+        _expand_paths("train", self)
         _at_least("train.steps", self.steps, 1)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.d_steps", self.d_steps, 1)
@@ -323,7 +338,7 @@ class EvalConfig:
     extractor: Literal["inception", "classifier"] = "inception"
     """Whose features are compared: `inception`, whose weights are fetched once, for FID as it is published; or
     `classifier`, a small network trained on the labels of the training images, which needs no download."""
-    extractor_weights: str | None = None
+    extractor_weights: str | None = field(default=None, metadata=_PATH)
     """File of the extractor's weights instead of its own: safetensors, or torch-fidelity's for Inception."""
     metrics: str | None = None
     """Names with commas between them. Of inception: fid,is,kid,prdc; of classifier:
@@ -331,11 +346,12 @@ class EvalConfig:
     these and prdc."""
     num: int = 10_000
     """Images to draw."""
-    reference: str = "train"
+    reference: str = field(default="train", metadata=_PATH)
     """Real images to compare with: `train`, those trained on; `test`, the source's test split; or a folder of pictures
     of the generator's size."""
 
     def __post_init__(self) -> None:
+        _expand_paths("eval", self)
         if self.every is not None:
             _at_least("eval.every", self.every, 1)
         _at_least("eval.num", self.num, 1)
@@ -447,7 +463,8 @@ def parse(
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     found, overrides = recipe.parse_known_args(argv)
-    argv = [*([f"--config={found.config}"] if found.config is not None else []), *overrides]
+    named = paths.expanded("--config", found.config) if found.config is not None else None
+    argv = [*([f"--config={named}"] if named is not None else []), *overrides]
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
     parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
     parser.add_class_arguments(Config)

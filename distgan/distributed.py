@@ -12,9 +12,10 @@ import platform
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 from torch import Tensor
 
@@ -145,10 +147,50 @@ def pieces(train: TrainConfig) -> int:
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
 
+_in_this_process = threading.Lock()  # held by the run of this process
+_forked = threading.Event()
+os.register_at_fork(after_in_child=_forked.set)
+
+
+@contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """Puts back what Accelerate and `join` set for the whole process, so that another run in it starts as this one did.
+
+    Raises:
+        ValueError: a run goes on in another thread.
+    """
+    if not _in_this_process.acquire(blocking=False):
+        raise ValueError(
+            "another run goes on in this process, and the two would share Accelerate's state: wait until it is done, "
+            "or start this one in a process of its own."
+        )
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    before, threads = [dict(state) for state in shared], torch.get_num_threads()
+    environment = {name: os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME")}
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only, tf32 = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.allow_tf32
+    try:
+        for state in shared:
+            state.clear()
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for state, was in zip(shared, before, strict=True):
+            state.clear()
+            state.update(was)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.allow_tf32 = tf32
+        _in_this_process.release()
+
+
 class Ranks:
     """The ranks of one start and what they agree on; as a context it finds them, watches over them, ends with them.
 
-    Until `join` there is no process group, and no GPU is touched.
+    Until `join` there is no process group, and no GPU is touched. The process is left as it was, for another run.
     """
 
     accelerator: Accelerator
@@ -163,6 +205,8 @@ class Ranks:
         self._group: Any = None
         self._gathered = 0  # times, before `join`
         self._explained = False
+        self._together: BaseException | None = None  # an error that every rank raises
+        self._process = ExitStack()
 
     def __enter__(self) -> Self:
         """Collective: waits for all ranks and begins the watch over them.
@@ -170,26 +214,34 @@ class Ranks:
         Raises:
             LostRankError, ValueError: as `meet`.
         """
-        _die_with_launcher()
-        # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until then.
-        self.requests.listen(signal.SIGUSR1, signal.SIGUSR2)
-        if self.world > 1:
-            self._store, nodes = meet(timeout=self._timeout)
-            self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
-            self.watchdog.start()
+        with ExitStack() as undo:
+            undo.enter_context(_left_as_it_was())
+            if _forked.is_set():  # as notebook_launcher's: of torch's threads in the parent there are none here,
+                torch.set_num_threads(1)  # and work that is shared out to them would never be done
+            _die_with_launcher()
+            # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until
+            # then.
+            self.requests.listen(signal.SIGUSR1, signal.SIGUSR2)
+            undo.callback(self.requests.unlisten, signal.SIGUSR1, signal.SIGUSR2)
+            if self.world > 1:
+                self._store, nodes = meet(timeout=self._timeout)
+                self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
+                self.watchdog.start()
+            self._process = undo.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Collective where there is no error: ends the watch and the process group."""
-        if error is not None:
-            self.explain(error)
-            return
-        if self.watchdog is not None:
-            self.gather(None)  # nobody leaves while another still waits for it
-            self.watchdog.stop()
-        if dist.is_initialized():
-            self.accelerator.state.destroy_process_group()
-        self.requests.unlisten(signal.SIGUSR1, signal.SIGUSR2)
+        with self._process:
+            if error is not None:
+                self.explain(error)
+            together = error is None or error is self._together  # else another rank may be gone, or still at work
+            if self.watchdog is not None and together:
+                self.gather(None)  # nobody leaves while another still waits for it
+            if self.watchdog is not None and (together or isinstance(error, ValueError)):
+                self.watchdog.stop()
+            if dist.is_initialized() and together:
+                dist.destroy_process_group()
 
     def alone(self) -> AbstractContextManager[None]:
         """Around what a rank does by itself, however long, as preparing its machine's images."""
@@ -291,7 +343,8 @@ class Ranks:
 
     def told_once(self, error: Exception) -> BaseException:
         """An error that every rank raises and rank zero tells."""
-        return error if self.rank == 0 else spoken_for(error)
+        self._together = error if self.rank == 0 else spoken_for(error)
+        return self._together
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:
         """Collective: runs an action on rank zero; every rank returns its result, or raises its error."""
@@ -400,13 +453,16 @@ class Requests:
 
     def listen(self, *numbers: int) -> None:
         """From now on these signals are requests to stop."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python delivers signals to the main thread alone, and lets no other one take them
         for number in numbers:
             self._previous[number] = signal.signal(number, self._receive)
 
     def unlisten(self, *numbers: int) -> None:
         """From now on these signals do what they did before."""
         for number in numbers:
-            signal.signal(number, self._previous[number])
+            if (previous := self._previous.pop(number, None)) is not None:  # None: not Python's to give back
+                signal.signal(number, previous)
 
     def finish(self) -> None:
         """Collective: waits for what is still on the wire."""

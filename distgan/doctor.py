@@ -21,7 +21,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from distgan import distributed, results
+from distgan import distributed, paths, results
 from distgan.config import DataConfig, TrainConfig
 from distgan.data.store import cache_folder
 from distgan.distributed import Ranks
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Tell what this machine and launcher look like to distgan, and what to change.",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write what was found to a file")
-    arguments = parser.parse_args(argv)
+    arguments = paths.expand(parser.parse_args(argv), "json")
     with Ranks(timeout=_PATIENCE) as ranks:
         with ranks.alone():
             here = facts_here(ranks.rank)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distgan import distributed, results, trained
+from distgan import distributed, paths, results, trained
 from distgan.config import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig
 from distgan.distributed import Ranks
 from distgan.evaluation import Evaluation, Measured
@@ -70,7 +70,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers and their protocol to a file")
-    return parser.parse_args(argv)
+    return paths.expand(parser.parse_args(argv), "run", "extractor_weights", "reference", "json")
 
 
 def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan import __version__, trained
+from distgan import __version__, paths, trained
 from distgan import config as configuration
 from distgan.config import Config
 from distgan.data import numbered
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--to", type=Path, required=True, help="folder to write; it must be new or empty")
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload it to the Hugging Face hub, as owner/name")
-    arguments = parser.parse_args(argv)
+    arguments = paths.expand(parser.parse_args(argv), "run", "to")
     export(arguments.run, arguments.to)
     print(arguments.to)
     if arguments.push_to_hub:

@@ -152,11 +152,13 @@ class Guard:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"on_trouble": self._config.on_trouble, "streaks": dict(self._streaks), "judged": dict(self._judged)}
+        asked = {"on_trouble": self._config.on_trouble, "rollbacks": self._config.rollbacks}
+        return {**asked, "streaks": dict(self._streaks), "judged": dict(self._judged)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes it up again. What was told is told anew if something else is to be done about it now."""
         same = state["on_trouble"] == self._config.on_trouble
+        same = same and state.get("rollbacks", self._config.rollbacks) == self._config.rollbacks  # older ones lack it
         streaks = state["streaks"].items()
         self._streaks = {name: (count, since, told and same) for name, (count, since, told) in streaks}
         self._judged = dict(state["judged"])

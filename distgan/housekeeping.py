@@ -20,6 +20,7 @@ from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleE
 from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
+from distgan.paths import quoted
 from distgan.run_folder import Claim, RunFolder
 from distgan.schedules import Rates
 from distgan.seeding import RunSeed
@@ -286,24 +287,21 @@ class Housekeeping:
         """
         said = "; ".join(trouble.what for trouble in troubles)
         self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
-        what = self._config.guard.on_trouble
         first = min(troubles, key=lambda trouble: trouble.since)
-        why_not = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._why_not_back(first)))
-        if what == "rollback" and why_not is None:
+        way = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._way_back(first)))
+        verdict = rollback.decide(self._config.guard, way, not_finite=first.not_finite)
+        if verdict.action == "roll back":
             return first
-        hint = "--guard.on_trouble=rollback goes on from the last good checkpoint."
-        self._advice = why_not or hint if what == "rollback" or why_not is None else "Nothing was saved before."
-        if first.not_finite:
-            raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {first.what}. {self._advice}"))
-        if what != "warn":
-            self._trouble = first
+        if verdict.action == "fail":
+            raise self._ranks.told_once(NotFiniteError(f"at step {self._step} {first.what}. {verdict.advice}"))
+        if verdict.action == "save and stop":
+            self._trouble, self._advice = first, verdict.advice
         return None
 
-    def _why_not_back(self, trouble: Trouble) -> str | None:
+    def _way_back(self, trouble: Trouble) -> rollback.WayBack:
         """On rank zero."""
         self._finish_writing()
-        every, at_most = self._config.checkpoint.every, self._config.guard.rollbacks
-        return rollback.why_not(self._folder, trouble.since, every=every, at_most=at_most)
+        return rollback.way_back(self._folder, trouble.since, every=self._config.checkpoint.every)
 
     def _roll_back(self, trouble: Trouble) -> int:
         """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
@@ -435,18 +433,19 @@ def _where_things_lie(folder: RunFolder, step: int, config: Config, best: str | 
     """The end of a run, for the user: each place, and the command to look at it."""
     done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
     lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
-    pictures = sorted(folder.samples.glob("step_????????.png"))
+    pictures = [quoted(picture) for picture in sorted(folder.samples.glob("step_????????.png"))]
     if pictures:
         lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]
+    best_generator = f"                its generator: {quoted(folder.generator_best)}"
     lines += [
-        f"  checkpoints   {folder.checkpoints}",
-        f"                list them: ls {folder.checkpoints}",
-        f"  generator     {folder.generator}",
-        f"                draw from it: distgan sample {folder.path} --num 64 --out grid.png",
-        *([f"  best          {best}", f"                its generator: {folder.generator_best}"] if best else []),
-        f"  metrics       {folder.metrics}",
-        f"                the last line: tail -n 1 {folder.metrics}",
+        f"  checkpoints   {quoted(folder.checkpoints)}",
+        f"                list them: ls {quoted(folder.checkpoints)}",
+        f"  generator     {quoted(folder.generator)}",
+        f"                draw from it: distgan sample {quoted(folder.path)} --num 64 --out grid.png",
+        *([f"  best          {best}", best_generator] if best else []),
+        f"  metrics       {quoted(folder.metrics)}",
+        f"                the last line: tail -n 1 {quoted(folder.metrics)}",
     ]
-    for run in offline_wandb_runs(folder.path)[-1:]:
+    for run in map(quoted, offline_wandb_runs(folder.path)[-1:]):
         lines += [f"  wandb         {run}", f"                browse it: wandb leet {run}; upload it: wandb sync {run}"]
     return "\n".join(lines)

@@ -1,11 +1,13 @@
-"""Going back to a run's last good checkpoint: what is put aside, and what is written down, in rollbacks.jsonl."""
+"""Going back to a run's last good checkpoint: when, what is put aside, and what is written down, in rollbacks.jsonl."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distgan import checkpoint
+from distgan.config import GuardConfig
 from distgan.guard import Trouble
 from distgan.run_folder import RunFolder, replace_file
 
@@ -25,13 +27,52 @@ def happened(folder: RunFolder) -> list[dict[str, Any]]:
         raise ValueError(f"{file} is damaged: bring back a copy.") from error
 
 
-def why_not(folder: RunFolder, since: int, *, every: int, at_most: int) -> str | None:
-    """Why a run cannot go back to before a step, in a sentence; None if it can."""
-    if _last_good(folder, since, every=every) is None:
-        return "There is no whole checkpoint to go back to: save more often, or lower the learning rate."
-    if (times := len(happened(folder))) >= at_most:
-        return f"It was rolled back {times} times, as often as guard.rollbacks allows."
-    return None
+@dataclass(frozen=True)
+class WayBack:
+    """What a run could go back to."""
+
+    checkpoint: bool
+    """Whether there is a whole checkpoint to go back to."""
+    rollbacks: int
+    """How often the run was rolled back so far."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is done about a trouble."""
+
+    action: Literal["go on", "roll back", "save and stop", "fail"]
+    """`fail`: ends without saving this step, whose weights are NaN or inf."""
+    advice: str
+    """What the user can do, in a sentence, where the run ends."""
+
+
+def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
+    """Looks for the way back to before a step."""
+    return WayBack(_last_good(folder, since, every=every) is not None, len(happened(folder)))
+
+
+def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool) -> Verdict:
+    """Decides what is done about a trouble: NaN or inf (`not_finite`), or a collapse, which can be saved."""
+    open_to_it = way.checkpoint and way.rollbacks < guard.rollbacks
+    if guard.on_trouble == "rollback" and open_to_it:
+        return Verdict("roll back", "")
+    if guard.on_trouble == "warn" and not not_finite:
+        return Verdict("go on", "")
+    if open_to_it:
+        advice = "--guard.on_trouble=rollback goes on from the last good checkpoint."
+    elif way.checkpoint:
+        advice = (
+            f"It was rolled back {way.rollbacks} time{'s' * (way.rollbacks > 1)}, as often as guard.rollbacks allows: "
+            f"--guard.on_trouble=rollback --guard.rollbacks={way.rollbacks + 1} goes back once more, and a new run "
+            "with a lower optim.lr may not need it."
+        )
+    else:
+        advice = (
+            "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with "
+            "a smaller checkpoint.every, which saves more often."
+        )
+    return Verdict("fail" if not_finite else "save and stop", advice)
 
 
 def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str, float], every: int) -> None:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from distgan import checkpoint
 from distgan import config as configuration
 from distgan.config import Config
+from distgan.paths import quoted
 
 
 class RunFolder:
@@ -49,7 +50,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} is a run with another recipe ({'; '.join(differences)}): to continue it give its own "
                 f"values;{longer} for a new run another --run.dir, and to start that from these weights "
-                f"--train.init_from={self.path}."
+                f"--train.init_from={quoted(self.path)}."
             )
 
     def claim(self, config: Config) -> "Claim":

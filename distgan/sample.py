@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from distgan import pictures
+from distgan import paths, pictures
 from distgan.checkpoint import load_generator
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--classes", help="numbers of classes with commas between them, of a generator trained with labels: a row each"
     )
-    arguments = parser.parse_args(argv)
+    arguments = paths.expand(parser.parse_args(argv), "run", "out")
     pictures.check(arguments.out)
     labels = _numbers(arguments.classes) if arguments.classes is not None else []
     generator = load_generator(arguments.run)

@@ -49,8 +49,12 @@ def train(config: Config) -> None:
             distributed.check_gpus()
             prepared = _prepare(config)  # whatever can be wrong, before any GPU or process group is touched
             claim = prepared.folder.claim(config) if ranks.rank == 0 else None
-        ranks.join(config.train, tracker=config.track.to, tf32=not config.penalty.names)
-        _train(config, prepared, claim, ranks)
+        try:
+            ranks.join(config.train, tracker=config.track.to, tf32=not config.penalty.names)
+            _train(config, prepared, claim, ranks)
+        finally:
+            if claim is not None:
+                claim.release()
 
 
 def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ranks) -> None:

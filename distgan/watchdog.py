@@ -58,7 +58,7 @@ class Watchdog:
         self.step = 0  # that this rank has finished
         self._moved, self._alone, self._leaving = time.monotonic(), False, False
         self._progress = 0
-        self._main = threading.main_thread().ident
+        self._main = threading.get_ident()  # the thread that trains
         self._failure: BaseException | None = None  # of another rank
         self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()

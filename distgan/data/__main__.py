@@ -12,6 +12,7 @@ from typing import get_args, get_type_hints
 import torch
 from PIL import Image
 
+from distgan import paths
 from distgan.config import DataConfig
 from distgan.data import sources, store
 from distgan.data.records import Source, numbered
@@ -64,7 +65,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", help="folder of the prepared images")
     parser.add_argument("--prepare", action="store_true", help="fill the cache, for jobs on machines without a network")
     parser.add_argument("--out", type=Path, default=Path("data.png"), help="PNG of what the networks are fed")
-    return parser.parse_args(argv)
+    return paths.expand(parser.parse_args(argv), "what", "path", "cache", "out")
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:

@@ -31,6 +31,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from distgan import paths
 from distgan.config import DataConfig
 from distgan.data import sources
 from distgan.data.decode import picture
@@ -157,7 +158,7 @@ def cache_folder(data: DataConfig) -> Path:
     """`data.cache`, else distgan's part of the user's cache folder."""
     if data.cache is not None:
         return Path(data.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distgan"
+    return Path(paths.expanded("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "distgan"
 
 
 def _open(folder: Path) -> Images | None:

@@ -1,0 +1,84 @@
+"""Paths as users write them, with `~` and `$NAME`, and as a shell takes them."""
+
+import argparse
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+
+
+def expanded(key: str, text: str) -> str:
+    """Returns a path with `$NAME`, `${NAME}` and a leading `~` or `~user` replaced, whatever shell did not do it.
+
+    Behind a first part, such as `.`, a folder that exists is meant as it is written: its name may have a `$`.
+
+    Raises:
+        ValueError: a variable is unset or empty, or there is no such user.
+    """
+    parts: list[str] = []
+    for part in text.split("/"):
+        as_written = "/".join([*parts, part])
+        parts.append(
+            part
+            if parts and os.path.lexists(as_written)
+            else _VARIABLE.sub(lambda found: _value(key, text, found), part)
+        )
+    path = "/".join(parts)
+    there = os.path.expanduser(path)  # noqa: PTH111  Path's own drops a leading ./
+    if there.startswith("~"):
+        user = there.split("/")[0][1:]
+        raise ValueError(f"{key} is {text}, but this machine has no user {user}: write ./{text} for a folder here.")
+    return there
+
+
+def _value(key: str, text: str, found: re.Match[str]) -> str:
+    name = found[1] or found[2]
+    if name[0].isdigit():
+        return found[0]
+    if value := os.environ.get(name):
+        return value
+    state = "empty" if name in os.environ else "not set"
+    raise ValueError(f"{key} is {text}, but the environment variable {name} is {state}: set it, or write the path out.")
+
+
+def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
+    """Replaces the paths among a verb's arguments by expanded ones.
+
+    Args:
+        arguments: of a verb.
+        names: those that are paths; "run" is said as RUN, "out" as --out.
+
+    Raises:
+        ValueError: as `expanded`.
+    """
+    for name in names:
+        value: Any = getattr(arguments, name)
+        key = name.upper() if name in ("run", "runs", "what") else f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            setattr(arguments, name, [expanded(key, one) for one in value])
+        elif value is not None:
+            setattr(arguments, name, type(value)(expanded(key, os.fspath(value))))
+    return arguments
+
+
+def quoted(path: str | Path) -> str:
+    """Returns a path as one word of a shell's command, that the program takes for a path and distgan for this one."""
+    text = os.fspath(path)
+    if text.startswith(("-", "~")) or "$" in text.split("/")[0]:
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    # bash's and zsh's own way, in which a line stays a line.
+    escaped = "".join(_escaped(character) for character in text)
+    return f"$'{escaped}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))

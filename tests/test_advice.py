@@ -1,0 +1,73 @@
+"""What the guard does about a trouble and advises, in each case that there is."""
+
+import re
+
+import pytest
+from conftest import TINY, steps
+from programs import launch
+
+from distgan.config import GuardConfig
+from distgan.rollback import Verdict, WayBack, decide
+
+OPEN, NOTHING, USED_UP = WayBack(True, 1), WayBack(False, 0), WayBack(True, 2)
+TURN_ON = "--guard.on_trouble=rollback goes on from the last good checkpoint."
+START_ANEW = (
+    "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with a "
+    "smaller checkpoint.every, which saves more often."
+)
+ALLOW_MORE = (
+    "It was rolled back 2 times, as often as guard.rollbacks allows: --guard.on_trouble=rollback --guard.rollbacks=3 "
+    "goes back once more, and a new run with a lower optim.lr may not need it."
+)
+GO_ON, BACK = Verdict("go on", ""), Verdict("roll back", "")
+
+CASES = {
+    # on_trouble, the way back: of NaN or inf, and of a collapse
+    ("warn", OPEN): (Verdict("fail", TURN_ON), GO_ON),
+    ("warn", NOTHING): (Verdict("fail", START_ANEW), GO_ON),
+    ("warn", USED_UP): (Verdict("fail", ALLOW_MORE), GO_ON),
+    ("stop", OPEN): (Verdict("fail", TURN_ON), Verdict("save and stop", TURN_ON)),
+    ("stop", NOTHING): (Verdict("fail", START_ANEW), Verdict("save and stop", START_ANEW)),
+    ("stop", USED_UP): (Verdict("fail", ALLOW_MORE), Verdict("save and stop", ALLOW_MORE)),
+    ("rollback", OPEN): (BACK, BACK),
+    ("rollback", NOTHING): (Verdict("fail", START_ANEW), Verdict("save and stop", START_ANEW)),
+    ("rollback", USED_UP): (Verdict("fail", ALLOW_MORE), Verdict("save and stop", ALLOW_MORE)),
+}
+
+
+@pytest.mark.parametrize(("on_trouble", "way"), CASES)
+def test_each_case_has_its_verdict(on_trouble, way):
+    guard = GuardConfig(on_trouble=on_trouble, rollbacks=2)
+    assert tuple(decide(guard, way, not_finite=not_finite) for not_finite in (True, False)) == CASES[on_trouble, way]
+
+
+def test_once_is_said_as_once():
+    advice = decide(GuardConfig(on_trouble="rollback", rollbacks=1), WayBack(True, 1), not_finite=True).advice
+    assert "rolled back 1 time, as often" in advice
+
+
+# Every generator starts collapsed: here that is judged at once.
+COLLAPSED = [*TINY, "--guard.after=0", "--guard.patience=2", "--track.log_every=1", "--track.sample_every=100"]
+
+
+def test_a_collapse_before_the_first_checkpoint_is_saved_and_not_said_to_have_lost_anything(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*COLLAPSED, f"--run.dir={run}", "--guard.on_trouble=stop", "--checkpoint.every=1000"]
+    assert launch(argv, log=log) == [6]
+    assert steps(run) == [2]
+    (said,) = re.findall("distgan: error: (.*)", log.read_text())
+    assert said.endswith(f"collapses. The run is saved. {START_ANEW}")
+
+
+def test_a_run_that_used_up_its_rollbacks_is_told_so_and_what_it_is_told_works(tmp_path):
+    run = tmp_path / "run"
+    argv = [*COLLAPSED, f"--run.dir={run}", "--checkpoint.every=1", "--guard.rollbacks=1"]
+    advised = ALLOW_MORE.replace("2 times", "1 time").replace("=3", "=2")
+    for on_trouble in ("rollback", "stop"):
+        log = tmp_path / on_trouble
+        assert launch([*argv, f"--guard.on_trouble={on_trouble}"], log=log) == [6]
+        assert log.read_text().count("rolled back from step") == (on_trouble == "rollback")
+        (said,) = re.findall("distgan: error: (.*)", log.read_text())
+        assert said.endswith(f"collapses. The run is saved. {advised}")
+    assert launch([*argv, "--guard.on_trouble=rollback", "--guard.rollbacks=2"], log=tmp_path / "more") == [6]
+    assert (tmp_path / "more").read_text().count("rolled back from step") == 1
