@@ -303,7 +303,7 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     if reference == "train":
         return _Real(f"split {images.split} of {images.source}", data.load(images))
     if reference == "test":
-        return _Real(f"split test of {images.source}", data.load(data.test_split(images)))
+        return _Real(f"split test of {images.source}", data.load(data.test_split(images), like=images))
     if not Path(reference).is_dir():
         raise ValueError(f"the reference is {reference}, but must be train, test or a folder of pictures.")
     folder = DataConfig(
@@ -315,6 +315,7 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     )
     try:
         data.refuse_other_shapes(folder)
-        return _Real("a folder of pictures", data.load(folder))
+        found = data.load(folder)
     except ValueError as error:
         raise ValueError(str(error).replace("data.path", "the reference")) from error
+    return _Real("a folder of pictures", found if found.scale is None else data.load(folder, like=images))

@@ -1,51 +1,200 @@
-"""Draws images from a trained generator."""
+"""Draws images from a trained generator: one picture of them all, a PNG of each, or an array."""
 
 import argparse
+import contextlib
+import os
 import re
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from distgan import paths, pictures
 from distgan.checkpoint import load_generator
+from distgan.config import nearest
+from distgan.models import CHUNK, Generator
+from distgan.progress import shown
+
+_FORMS = "must end in .png (one picture of all images), .npz (an array) or / (a folder with a PNG of each)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan sample RUN --num 64 --out grid.png [--seed 0] [--classes 0,3,7]`: one picture of all the images.
+    """`distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7]`.
 
     Raises:
-        ValueError: there is no generator, or the picture cannot be written.
+        ValueError: there is no generator or no such class, or the images cannot be written.
     """
     parser = argparse.ArgumentParser(prog="distgan sample", description="Draw images from a trained generator.")
     parser.add_argument("run", help="folder of a run, or of an exported generator")
     parser.add_argument("--num", type=int, help="number of images (default: 64; with --classes 8 of each)")
-    parser.add_argument("--out", type=Path, default=Path("grid.png"), help="PNG file to write (default: grid.png)")
+    parser.add_argument(
+        "--out",
+        default="grid.png",
+        help="FILE.png: one picture of all images. DIR/: a PNG of each. FILE.npz: arr_0, uint8 (N, H, W, 3), of grey "
+        "images too, and arr_1 with the labels, if any. DIR/ and FILE.npz take any number (default: grid.png)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
     parser.add_argument(
-        "--classes", help="numbers of classes with commas between them, of a generator trained with labels: a row each"
+        "--classes",
+        help="names or numbers of classes with commas between them, of a generator trained with labels: as many images "
+        "of each, in a row each of the picture. What is a name is not taken for a number",
     )
     arguments = paths.expand(parser.parse_args(argv), "run", "out")
-    pictures.check(arguments.out)
-    labels = _numbers(arguments.classes) if arguments.classes is not None else []
+    out = Path(arguments.out)
+    write = _form(arguments.out)
     generator = load_generator(arguments.run)
-    for label in labels:
-        generator.check_label(label)
+    classes = _labels(arguments.classes, generator) if arguments.classes is not None else (None,)
+    num = arguments.num if arguments.num is not None else 64 if arguments.classes is None else 8
+    if num < 1:
+        raise ValueError(f"the number of samples is {num}, but must be at least 1.")
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
-    if not labels:
-        picture = pictures.grid(generator.sample(64 if arguments.num is None else arguments.num, seed=arguments.seed))
-    else:
-        columns = 8 if arguments.num is None else arguments.num
-        picture = pictures.grid(generator.sample_rows(labels, columns, seed=arguments.seed), columns=columns)
-    pictures.save(picture, arguments.out)
+    try:
+        write(_Drawn(generator, num, classes, arguments.seed), out)
+    except OSError as error:
+        raise ValueError(f"--out is {out}, which cannot be written: {error.strerror}.") from error
     print(arguments.out)
 
 
-def _numbers(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise ValueError(f"--classes is {text}, but must be numbers with commas, such as 0,3,7.")
-    return [int(number) for number in text.split(",")]
+@dataclass(frozen=True)
+class _Drawn:
+    """The images that were asked for, yet to be drawn: `num` of each class, or of all."""
+
+    generator: Generator
+    num: int
+    classes: Sequence[int | None]
+    seed: int
+
+    @property
+    def total(self) -> int:
+        return self.num * len(self.classes)
+
+    def chunks(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """Draws uint8 (n, C, H, W) of no more than CHUNK images at a time, and their labels, none if it takes none."""
+        for label in self.classes:
+            for first in range(0, self.num, CHUNK):
+                count = min(CHUNK, self.num - first)
+                labels = self.generator.labels(first, seed=self.seed, label=label)
+                images = self.generator.draw(first, seed=self.seed, label=label)
+                yield images[:count], labels[:count].tolist() if labels is not None else []
+
+    def shown(self) -> Iterator[tuple[Tensor, list[int]]]:
+        """The same, with a bar."""
+        count = len(self.classes) * -(-self.num // CHUNK)
+        return shown(self.chunks(), "drawing", count, each=min(CHUNK, self.num))
+
+
+def _form(given: str) -> Callable[[_Drawn, Path], None]:
+    """What writes the form that `--out` asks for.
+
+    Raises:
+        ValueError: it is none of the three, its folder is not there, or it is a folder that has pictures.
+    """
+    out = Path(given)
+    folder = given.endswith("/") or (given != "" and out.is_dir())
+    form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix)
+    if form is None:
+        raise ValueError(f"--out is {given}, but {_FORMS}.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out is {given}, but there is no folder {out.parent}.")
+    if folder and out.exists():
+        if not out.is_dir():
+            raise ValueError(f"--out is {given}, but {out} is a file.")
+        endings = Image.registered_extensions()
+        old = next((file.name for file in sorted(out.iterdir()) if file.suffix.lower() in endings), None)
+        if old is not None:
+            raise ValueError(
+                f"--out is {given}, where pictures lie already ({old}): choose another or an empty folder."
+            )
+    return form
+
+
+def _grid(drawn: _Drawn, out: Path) -> None:
+    images = torch.cat([images for images, _ in drawn.shown()])
+    picture = pictures.grid(images, columns=drawn.num if drawn.classes != (None,) else None)
+    with _whole(out) as partial:
+        picture.save(partial, "PNG")
+
+
+def _folder(drawn: _Drawn, out: Path) -> None:
+    """Writes 000000.png, 000001.png, ...; with labels 000000-CLASS.png. All or none."""
+    made = not out.exists()
+    out.mkdir(exist_ok=True)
+    digits = max(6, len(str(drawn.total - 1)))
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in drawn.generator.class_names]
+    written: list[Path] = []
+    try:
+        for images, labels in drawn.shown():
+            for i, image in enumerate(images):
+                of = f"-{names[labels[i]] if names else labels[i]}" if labels else ""
+                written.append(out / f"{len(written):0{digits}}{of}.png")
+                Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(written[-1])
+    except BaseException:
+        for file in written:
+            file.unlink(missing_ok=True)
+        if made:
+            out.rmdir()
+        raise
+
+
+def _array(drawn: _Drawn, out: Path) -> None:
+    """Writes what `numpy.load` reads, a chunk at a time: arr_0 uint8 (N, H, W, 3) and, with labels, arr_1 int64 (N,).
+
+    It is the layout of the evaluator of guided-diffusion (Dhariwal and Nichol 2021), which wants three channels.
+    """
+    labels: list[int] = []
+    with _whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
+            for i, (images, some) in enumerate(drawn.shown()):
+                array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+                if i == 0:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (drawn.total, *array.shape[1:])}
+                    np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(array.data)
+                labels += some
+        if labels:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.array(labels, dtype=np.int64), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Gives a place to write a file to, which takes the name that it is to have when it is whole."""
+    partial = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _labels(text: str, generator: Generator) -> tuple[int, ...]:
+    """The labels of `--classes`. Names may have commas in them: the longest name that fits is taken.
+
+    Raises:
+        ValueError: one is neither the name nor the number of a class.
+    """
+    words = text.split(",")
+    labels = []
+    while words:
+        ends = range(len(words), 0, -1)
+        fitting = {end: ",".join(words[:end]).strip() for end in ends}
+        end = next((end for end, name in fitting.items() if name in generator.class_names), 1)
+        word, words = fitting[end], words[end:]
+        number = word.isdecimal() and word not in generator.class_names
+        if not number and generator.class_counts and word not in generator.class_names:
+            raise ValueError(
+                f'--classes has "{word}", which is neither the name nor the number of a class: '
+                f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "
+                "Several have commas between them, as 0,3,7."
+            )
+        labels.append(generator.label_of(int(word) if number else word))
+    return tuple(labels)
 
 
 if __name__ == "__main__":

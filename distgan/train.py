@@ -254,7 +254,7 @@ def _prepare(config: Config) -> _Prepared:
             evaluation = Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
         except ValueError as error:
             raise ValueError(f"{error} A run need not measure itself (eval.every=null).") from error
-    unseen = _unseen(config.data, classes=len(counts)) if rank == 0 else None
+    unseen = _unseen(config.data, images.scale, classes=len(counts)) if rank == 0 else None
     trained = (generator, discriminator, average)
     return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
 
@@ -281,14 +281,14 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     return counts
 
 
-def _unseen(images: DataConfig, *, classes: int) -> Watched | None:
+def _unseen(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Watched | None:
     """Some real images that nobody trains on, where the source has them, with labels if there are classes."""
     try:
         other = data.test_split(images)
     except ValueError:
         return None
     try:
-        pixels, y = data.preview(data.find(other), other, WATCHED)
+        pixels, y, _ = data.preview(data.find(other), other, WATCHED, scale=scale)
         if classes and not bool(((y >= 0) & (y < classes)).all()):
             raise ValueError("some have none of the labels that are trained on.")
         return Watched(pixels, y if classes else None)

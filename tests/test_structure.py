@@ -47,7 +47,7 @@ def files(name: str) -> list[Path]:
 
 def test_every_module_has_its_place():
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
-    assert modules == {*LEAVES, *PLUMBING, *VERBS, "cli", "__init__"}
+    assert modules == {*LEAVES, *PLUMBING, *VERBS, "cli", "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("name", LEAVES)

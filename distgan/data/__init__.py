@@ -1,6 +1,7 @@
 """Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
 
 from distgan.data.batches import Batches, Draws, Latents
+from distgan.data.depth import Scale
 from distgan.data.records import numbered
 from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
@@ -10,6 +11,7 @@ __all__ = [
     "Draws",
     "Images",
     "Latents",
+    "Scale",
     "find",
     "load",
     "numbered",

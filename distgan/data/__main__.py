@@ -15,6 +15,7 @@ from PIL import Image
 from distgan import paths
 from distgan.config import DataConfig
 from distgan.data import sources, store
+from distgan.data.decode import nearly_one_colour
 from distgan.data.records import Source, numbered
 from distgan.pictures import grid
 
@@ -42,9 +43,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         images = store.load(data)
         if images.skipped:
             print(f"skipped      {images.skipped:,}")
+        plain, scale = images.plain or 0, images.scale
+        looked_at = f"{len(images.pixels):,}"
         chosen = images.pixels[torch.linspace(0, len(images.pixels) - 1, min(_SAMPLE, len(images.pixels))).long()]
     else:
-        chosen, _ = store.preview(source, data, _SAMPLE)
+        chosen, _, scale = store.preview(source, data, _SAMPLE)
+        plain = int(nearly_one_colour(*chosen.flatten(2).aminmax(dim=2)).sum())
+        looked_at = f"the {len(chosen)} looked at"
+    if scale is not None:
+        print(f"values       {scale} become 0 to 255{'' if folder.is_dir() else f', by {looked_at}'}")
+    if plain:
+        print(f"one colour   {plain:,} of {looked_at} throughout")
     state = "prepared" if folder.is_dir() else "not prepared yet: --prepare does it"
     print(f"cache        {folder} ({state})")
     grid(chosen).save(arguments.out)

@@ -1,32 +1,52 @@
 """A picture of any size and mode -> uint8 (channels, size, size): turned upright, centre-cropped, resized once."""
 
 import io
+import sys
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
+
+from distgan.data.depth import Extent, Scale
 
 # Pillow warns of a decompression bomb and decodes it. Filters are the process's, so this cannot be done around a call:
 # threads decode.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
+_NEARLY = 2  # of 255: how far apart the values of a picture of one colour may lie
+_LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601's
+_COMPRESSED = ("GIF", "WEBP", "AVIF", "QOI")  # formats without checksums whose files do not end in zeros
 
-def picture(content: bytes | np.ndarray, *, size: int, channels: int) -> Tensor:
+
+class UndecodableError(ValueError):
+    """A picture that is damaged, or would fill the memory: why, as the end of a sentence about it."""
+
+
+class DeepError(Exception):
+    """A picture has more than 8 bits, and it is not known yet what becomes of them."""
+
+
+def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Scale | None) -> Tensor:
     """Decodes and fits one picture: uint8 (channels, size, size).
 
-    The largest centred square is resized, bicubic with antialiasing. EXIF's rotation is applied, 16 bits become 8, what
-    is transparent lies on white, and colours become grey by ITU-R 601's luma where one channel is asked for.
+    The largest centred square is resized, bicubic with antialiasing. EXIF's rotation is applied, more than 8 bits
+    become 8 by the source's scale, what is transparent lies on white, and colours become grey by ITU-R 601's luma where
+    one channel is asked for.
 
     Raises:
-        ValueError: it cannot be decoded, or would fill the memory (a decompression bomb).
+        UndecodableError: it cannot be decoded, or would fill the memory (a decompression bomb).
+        DeepError: it has more than 8 bits, and the scale says nothing of its kind.
     """
     if isinstance(content, np.ndarray):
         values = torch.from_numpy(np.array(content, dtype=np.float32)).expand(channels, -1, -1)
     else:
-        array = np.array(_open(content, "RGB" if channels == 3 else "L"))
-        values = torch.from_numpy(array).view(*array.shape[:2], channels).permute(2, 0, 1)
+        opened = _open(content, "RGB" if channels == 3 else "L", wanted=scale is not None)
+        assert opened is not None
+        values = _scaled(opened, channels, scale) if isinstance(opened, _Deep) else _channels_first(opened)
     height, width = values.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -36,23 +56,170 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int) -> Tensor:
     return values.round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
 
 
-def _open(content: bytes, mode: str) -> Image.Image:
+def extent(content: bytes | np.ndarray) -> Extent | None:
+    """Finds the smallest and the largest value of a picture of more than 8 bits; None for every other.
+
+    Only the header of a picture of 8 bits is read. None for what cannot be decoded, too.
+    """
+    if isinstance(content, np.ndarray):
+        return None
+    try:
+        opened = _open(content, None, wanted=True)
+    except UndecodableError:
+        return None
+    if not isinstance(opened, _Deep):
+        return None
+    low, high = float(opened.colours.min()), float(opened.colours.max())
+    return Extent(low=low, high=high, floats=opened.floats, cut=opened.cut)
+
+
+def nearly_one_colour(low: Tensor, high: Tensor) -> Tensor:
+    """Tells whether smallest and largest values, uint8 (..., C), differ by at most 2 in all channels: bool (...)."""
+    return (high - low).amax(-1) <= _NEARLY
+
+
+@dataclass(frozen=True)
+class _Deep:
+    """A decoded picture of more than 8 bits."""
+
+    colours: np.ndarray
+    """(H, W, 1 or 3), of the file's own type."""
+    opaque: np.ndarray | None
+    """(H, W, 1) in [0, 1], where the picture has an alpha channel."""
+    floats: bool
+    cut: bool
+    """Whether Pillow reads only the upper 8 of 16 bits."""
+
+
+def _open(content: bytes, mode: str | None, *, wanted: bool) -> np.ndarray | _Deep | None:
+    """Decodes a picture: of 8 bits as (H, W) or (H, W, 3) in a mode, or None if no mode is named; else a `_Deep`."""
     try:
         with Image.open(io.BytesIO(content)) as checked:
+            deep = _is_deep(checked)
+            if mode is None and not deep:
+                return None
+            if deep and not wanted:
+                raise DeepError
             checked.verify()  # PNG's checksums, which decoding alone does not look at
         with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return _to_mode(ImageOps.exif_transpose(image), mode)
+            lower = _lower_bytes(image, content) if deep else None
+            pixels = image.load()
+            _refuse_cut(image, pixels, content)
+            upright = ImageOps.exif_transpose(image)
+            return _deep(upright, lower) if deep else np.array(_to_mode(upright, mode or "RGB"))
+    except (DeepError, UndecodableError):
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError("would decode to more pixels than Pillow allows (a decompression bomb)") from error
+        raise UndecodableError("would decode to more pixels than Pillow allows (a decompression bomb)") from error
     except Exception as error:  # damaged files raise nearly everything in Pillow's decoders
-        raise ValueError("cannot be decoded") from error
+        raise UndecodableError("cannot be decoded") from error
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Tells from its header, before it is loaded, whether a picture has more than 8 bits."""
+    tile = image.tile[0] if image.tile else None
+    arguments = _arguments(tile) if tile is not None else ()
+    sixteen = any(isinstance(word, str) and ";16" in word for word in arguments)
+    netpbm = tile is not None and tile[0] == "ppm" and isinstance(arguments[-1], int) and arguments[-1] > 255
+    return image.mode.startswith("I") or image.mode == "F" or sixteen or netpbm
+
+
+def _arguments(tile: ImageFile._Tile) -> tuple[Any, ...]:
+    """Returns what Pillow gives to the decoder of a part of a file: first of all how the file's bytes are arranged."""
+    return (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
+
+
+def _refuse_cut(image: Image.Image, pixels: Any, content: bytes) -> None:
+    """Refuses what Pillow decodes although its end is missing, and the rest of the picture is grey or black.
+
+    Of JPEG the end is a marker. Formats that are not compressed may well end in zeros, as an interrupted download does.
+    """
+    if image.format in ("JPEG", "MPO"):
+        end = content.find(b"\xff\xd9", _scan(content))
+        whole = end >= 0 and not _ends_early(image, pixels, content, end)
+    else:
+        # A flat picture's WebP ends in a zero for every 10,000 pixels.
+        zeros = len(content) - len(content.rstrip(b"\0"))
+        whole = image.format not in _COMPRESSED or zeros < 16 + image.width * image.height // 8000
+    if not whole:
+        raise UndecodableError("is cut short")
+
+
+def _ends_early(image: Image.Image, pixels: Any, content: bytes, end: int) -> bool:
+    """Tells whether a JPEG's last blocks are missing: the decoder repeats the last colour, and says nothing.
+
+    Where its lower right corner is of one colour it is decoded again with other data put before its end, which a whole
+    picture does not read. Of a progressive one whole scans may be missing, which nothing tells.
+    """
+    width, height = image.size
+    corner = ((x, y) for y in range(max(0, height - 4), height) for x in range(max(0, width - 4), width))
+    last = pixels[width - 1, height - 1]
+    if image.format != "JPEG" or image.info.get("progressive") or any(pixels[at] != last for at in corner):
+        return False
+    with Image.open(io.BytesIO(content[:end] + bytes(range(1, 200)) + content[end:])) as again:
+        return again.tobytes() != image.tobytes()
+
+
+def _scan(content: bytes) -> int:
+    """Returns where the first scan of a JPEG begins, after the segments that may hold a small JPEG of their own."""
+    at = 2
+    while True:
+        at = content.index(b"\xff", at)
+        if content[at + 1] == 0xDA:
+            return at
+        at += 1 if content[at + 1] in (0x00, 0xFF) else 2 + int.from_bytes(content[at + 2 : at + 4])
+
+
+def _lower_bytes(image: ImageFile.ImageFile, content: bytes) -> np.ndarray | None:
+    """Reads the lower bytes of 16-bit colours, of which Pillow keeps the upper ones: in the other order of bytes they
+    are those. Returns uint8 (H, W, 3 or 4), or None for what is not of this kind.
+    """
+    tiles = image.tile
+    words = {_arguments(tile)[0] for tile in tiles}
+    kind, _, order = words.pop().partition(";16") if len(words) == 1 else ("", "", "")
+    if kind not in ("RGB", "RGBA") or kind != image.mode or not order:
+        return None
+    first = {"N": sys.byteorder == "big", "B": True, "L": False}[order]
+    other = f"{kind};16{'L' if first else 'B'}"
+    with Image.open(io.BytesIO(content)) as again:
+        again.tile = [tile._replace(args=(other, *_arguments(tile)[1:])) for tile in tiles]
+        again.load()
+        return np.array(ImageOps.exif_transpose(again))
+
+
+def _deep(image: Image.Image, lower: np.ndarray | None) -> _Deep:
+    if lower is not None:
+        values, cut = np.array(image).astype(np.uint16) * 256 + lower, False
+    else:
+        cut = image.mode not in ("F", "I") and not image.mode.startswith("I;")
+        values = np.array(_to_mode(image, "RGB")).astype(np.int32) * 257 if cut else np.array(image)[:, :, None]
+    floats = values.dtype.kind == "f"
+    if floats and not np.isfinite(values).all():
+        raise UndecodableError("has values that are NaN or infinite")
+    opaque = values[..., 3:] / np.float32(65535) if values.shape[2] == 4 else None
+    return _Deep(values[..., :3], opaque, floats, cut)
+
+
+def _scaled(deep: _Deep, channels: int, scale: Scale | None) -> Tensor:
+    """Returns float32 (channels, H, W) in 0 ... 255, on white where it is transparent."""
+    span = None if scale is None else scale.floats if deep.floats else scale.integers
+    if span is None:
+        raise DeepError
+    low, high = span
+    values = ((deep.colours.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)
+    if deep.opaque is not None:
+        values = values * deep.opaque + 255 * (1 - deep.opaque)
+    tensor = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+    if channels == 1 and len(tensor) == 3:
+        return (tensor * _LUMA).sum(0, keepdim=True)
+    return tensor.expand(channels, -1, -1)
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits of grey
-        values = np.array(image).astype(np.float64)
-        image = Image.fromarray((values / 257 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

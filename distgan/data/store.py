@@ -6,7 +6,8 @@ half-written one is never used and two jobs that prepare the same data at once d
 
     images.bin   uint8 (N, C, H, W)
     labels.bin   int64 (N,), -1 where there is none
-    store.json   shape, class names, fingerprint, how many pictures were skipped
+    store.json   shape, class names, fingerprint, how many pictures were skipped and are of one colour throughout, and
+                 by what scale more than 8 bits became 8
 """
 
 import contextlib
@@ -18,12 +19,14 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,9 +37,12 @@ from torch import Tensor
 from distgan import paths
 from distgan.config import DataConfig
 from distgan.data import sources
-from distgan.data.decode import picture
+from distgan.data.decode import DeepError, UndecodableError, extent, nearly_one_colour, picture
+from distgan.data.depth import Extent, Scale, scale_of
 from distgan.data.records import Record, Source
 from distgan.progress import shown
+
+T = TypeVar("T")
 
 _FORMAT = 1
 _CHUNK = 256  # pictures in memory at once while they are decoded
@@ -57,6 +63,10 @@ class Images:
     """A hash of the pictures as the source has them and of their labels, so that a run never resumes on others."""
     skipped: int
     """How many pictures could not be decoded and were left out."""
+    plain: int | None
+    """How many are of one colour throughout; None in a store of an earlier version."""
+    scale: Scale | None
+    """What of pictures of more than 8 bits became 0 and 255; None where there are none."""
     folder: Path
     """Where the store lies."""
 
@@ -65,15 +75,24 @@ class Images:
         return self.pixels.shape[1]
 
 
-def load(data: DataConfig, *, batch_size: int = 1) -> Images:
+def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = None) -> Images:
     """Opens the store of a source, preparing it first where there is none.
+
+    Args:
+        data: the source.
+        batch_size: how many images there must be.
+        like: the training images that these are compared with: pictures of more than 8 bits take their scale.
 
     Raises:
         ValueError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
-            or there are fewer images than one batch.
+            there are fewer images than one batch, or they are all of the same one colour.
     """
     source = sources.find(data)
-    images = _open(store_folder(source, data)) or _prepare_alone(source, data)
+    images = _opened(source, data) or _prepare_alone(source, data)
+    if like is not None and images.scale is not None and (wanted := load(like).scale) is not None:
+        scale = wanted.or_else(images.scale)
+        if scale != images.scale:
+            images = _opened(source, data, scale) or _prepare_alone(source, data, scale)
     if len(images.pixels) < batch_size:
         raise ValueError(
             f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
@@ -92,8 +111,8 @@ def test_split(data: DataConfig) -> DataConfig:
     return dataclasses.replace(data, split="test")
 
 
-def store_folder(source: Source, data: DataConfig) -> Path:
-    """Where the store of a source lies, or will.
+def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -> Path:
+    """Where the store of a source lies, or will: by its own scale, or by another.
 
     The content's hash is remembered with the files' names, sizes and times, so that unchanged files are read but once.
     """
@@ -107,25 +126,39 @@ def store_folder(source: Source, data: DataConfig) -> Path:
             memo.parent.mkdir(parents=True, exist_ok=True)
             _replace(memo, fingerprint)
     made = [_FORMAT, fingerprint, data.image_size, data.channels or source.channels, data.skip_bad]
+    if scale is not None:
+        made.append(dataclasses.asdict(scale))
     return cache / "stores" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
 
-def preview(source: Source, data: DataConfig, count: int) -> tuple[Tensor, Tensor]:
-    """Images from all over the source as the networks would be fed them, uint8 (at most count, C, H, W), and labels.
+def preview(
+    source: Source, data: DataConfig, count: int, *, scale: Scale | None = None
+) -> tuple[Tensor, Tensor, Scale | None]:
+    """Takes images from all over the source as the networks would be fed them, and prepares nothing.
 
-    The labels are int64, -1 where there is none.
+    Args:
+        source: where they come from.
+        data: how they are fed.
+        count: at most how many.
+        scale: of pictures of more than 8 bits. If unset, that of the prepared store, else what these few alone give.
 
-    Touches no cache.
+    Returns:
+        uint8 (at most count, C, H, W), labels int64, -1 where there is none, and the scale that was used.
 
     Raises:
         ValueError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
     """
-    chosen = spread(source, count)
-    decoded = list(_decoded(chosen, data, data.channels or source.channels, []))
+    chosen, channels = list(spread(source, count)), data.channels or source.channels
+    try:
+        decoded = list(_decoded(chosen, data, channels, [], scale))
+    except DeepError:
+        prepared = _opened(source, data)
+        scale = (scale or Scale()).or_else((prepared and prepared.scale) or _measured(chosen))
+        decoded = list(_decoded(chosen, data, channels, [], scale))
     if not decoded:
         raise ValueError(f"none of {count} pictures can be decoded.")
     labels = [record.label if record.label is not None else -1 for record, _ in decoded]
-    return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels)
+    return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels), scale
 
 
 def refuse_other_shapes(data: DataConfig) -> None:
@@ -139,7 +172,11 @@ def refuse_other_shapes(data: DataConfig) -> None:
         assert isinstance(record.content, bytes)
         try:
             with Image.open(io.BytesIO(record.content)) as image:
-                found = (image.width, image.height, 1 if image.mode in ("1", "L") else 3)
+                found = (
+                    image.width,
+                    image.height,
+                    1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
+                )
         except OSError as error:
             raise ValueError(f"{record.name} is no picture that can be read.") from error
         if found != wanted:
@@ -161,6 +198,23 @@ def cache_folder(data: DataConfig) -> Path:
     return Path(paths.expanded("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "distgan"
 
 
+def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Images | None:
+    """Opens the store of a source, or returns None where there is no whole one made by today's rules."""
+    folder = store_folder(source, data, scale)
+    images = _open(folder)
+    if images is None or images.plain is not None:
+        return images
+    # Made before there was one scale for a source: as good as new, where no picture has more than 8 bits.
+    if any(_threaded(lambda record: extent(record.content), source.records(1))):
+        return None
+    low, high = images.pixels.flatten(2).aminmax(dim=2)
+    described = json.loads((folder / "store.json").read_text())
+    described["plain"] = int(nearly_one_colour(low, high).sum())
+    with writing(folder):
+        _replace(folder / "store.json", json.dumps(described))
+    return _open(folder)
+
+
 def _open(folder: Path) -> Images | None:
     """The store in a folder, or None where there is no whole one."""
     try:
@@ -178,27 +232,29 @@ def _open(folder: Path) -> Images | None:
         classes=tuple(described["classes"]) if described["classes"] is not None else None,
         fingerprint=described["fingerprint"],
         skipped=described["skipped"],
+        plain=described.get("plain"),
+        scale=Scale(**described["scale"]) if described.get("scale") is not None else None,
         folder=folder,
     )
 
 
-def _prepare_alone(source: Source, data: DataConfig) -> Images:
+def _prepare_alone(source: Source, data: DataConfig, scale: Scale | None = None) -> Images:
     """Prepares the store while every other process on this machine that wants it waits."""
-    folder = store_folder(source, data)
+    folder = store_folder(source, data, scale)
     with writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock")) as alone:
-            images = _open(folder)  # somebody else was first
+            images = _opened(source, data, scale)  # somebody else was first
             if images is None:
                 for leftover in folder.parent.glob(f"{folder.name}.*.tmp") if alone else ():  # of one that was killed
                     shutil.rmtree(leftover, ignore_errors=True)
-                _prepare(source, data, folder)
+                _prepare(source, data, folder, scale)
                 images = _open(folder)
     assert images is not None
     return images
 
 
-def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
+def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None) -> None:
     channels = data.channels or source.channels
     needed = source.count * channels * data.image_size**2
     free = shutil.disk_usage(folder.parent).free
@@ -211,39 +267,86 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
     started = time.monotonic()
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        labels: list[int] = []
-        skipped: list[str] = []
-        content = hashlib.sha256()
-        with (partial / "images.bin").open("wb") as stream:
-            records = shown(source.records(1), f"preparing {data.source}", source.count)
-            for record, pixels in _decoded(_hashed(records, content), data, channels, skipped):
-                stream.write(pixels.numpy().tobytes())
-                labels.append(-1 if record.label is None else record.label)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if not labels:
-            raise ValueError(f"{data.source} has no picture that can be decoded.")
-        np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
-        described = {
-            "shape": [len(labels), channels, data.image_size, data.image_size],
-            "classes": source.classes,
-            "fingerprint": content.hexdigest(),
-            "skipped": len(skipped),
-        }
-        (partial / "store.json").write_text(json.dumps(described))
+        try:
+            written = _write(source, data, partial, scale)
+        except DeepError:  # only now are all values looked at: sources of 8 bits pay nothing
+            records = shown(source.records(1), f"measuring {data.source}", source.count)
+            scale = (scale or Scale()).or_else(_measured(records))
+            written = _write(source, data, partial, scale)
         partial.chmod(0o777 & ~_umask())  # mkdtemp's is the owner's alone
-        if _open(folder) is None:
-            shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
+        existing = _open(folder)
+        if existing is None or existing.plain is None:
+            shutil.rmtree(folder, ignore_errors=True)  # one that is not whole, or of other rules
             with contextlib.suppress(OSError):  # where there are no locks, another may just have been first
                 partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if skipped:
-        console.print(
-            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}", soft_wrap=True
-        )
     if (seconds := time.monotonic() - started) > 5:
-        console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
+        console.print(f"prepared {written:,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
+
+
+def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None) -> int:
+    """Writes a store's files into a folder, says what is to be said of them, and returns how many images it holds."""
+    channels = data.channels or source.channels
+    labels: list[int] = []
+    skipped: list[str] = []
+    plain: list[str] = []
+    lowest, highest = torch.full((channels,), 255, dtype=torch.uint8), torch.zeros(channels, dtype=torch.uint8)
+    content = hashlib.sha256()
+    with (partial / "images.bin").open("wb") as stream:
+        records = shown(source.records(1), f"preparing {data.source}", source.count)
+        decoded = _decoded(_hashed(records, content), data, channels, skipped, scale)
+        while some := list(itertools.islice(decoded, _CHUNK)):
+            chunk, pixels = [record for record, _ in some], torch.stack([pixels for _, pixels in some])
+            stream.write(pixels.numpy().tobytes())
+            labels.extend(-1 if record.label is None else record.label for record in chunk)
+            low, high = pixels.flatten(2).aminmax(dim=2)
+            plain.extend(chunk[i].name for i in nearly_one_colour(low, high).nonzero())
+            lowest, highest = torch.minimum(lowest, low.amin(0)), torch.maximum(highest, high.amax(0))
+        stream.flush()
+        os.fsync(stream.fileno())
+    if not labels:
+        raise ValueError(f"{data.source} has no picture that can be decoded.")
+    if nearly_one_colour(lowest, highest):
+        raise ValueError(
+            f"all {len(labels):,} pictures of {data.path or data.source} are of one and the same colour, such as "
+            f"{plain[0]}: give others, or rescale their values so that they go from 0 to 255."
+        )
+    if scale is not None:  # a run must not resume on the same files by another scale
+        content.update(json.dumps(dataclasses.asdict(scale)).encode())
+    np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
+    described = {
+        "shape": [len(labels), channels, data.image_size, data.image_size],
+        "classes": source.classes,
+        "fingerprint": content.hexdigest(),
+        "skipped": len(skipped),
+        "plain": len(plain),
+        "scale": dataclasses.asdict(scale) if scale is not None else None,
+    }
+    (partial / "store.json").write_text(json.dumps(described))
+    if scale is not None:
+        print(f"pictures of more than 8 bits: {scale} become 0 to 255", flush=True)
+    if skipped:
+        print(
+            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}",
+            file=sys.stderr,
+            flush=True,
+        )
+    if plain:
+        verb = "is" if len(plain) == 1 else "are"
+        said = f"{len(plain):,} of {len(labels):,} pictures {verb} of one colour throughout, the first: {plain[0]}"
+        print(said, flush=True)
+    return len(labels)
+
+
+def _measured(records: Iterable[Record]) -> Scale:
+    """Finds the scale of the pictures of more than 8 bits among these. Decodes them, and no others."""
+
+    def measure(record: Record) -> tuple[str, Extent | None]:
+        return record.name, extent(record.content)
+
+    found = [(name, values) for name, values in _threaded(measure, records) if values is not None]
+    return scale_of(found)
 
 
 def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:
@@ -255,32 +358,33 @@ def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Reco
 
 
 def _decoded(
-    records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str]
+    records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str], scale: Scale | None
 ) -> Iterator[tuple[Record, Tensor]]:
-    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed.
+    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed."""
 
-    Threads decode, a chunk at a time: Pillow's decoders let go of Python's lock.
-    """
-
-    def attempt(record: Record) -> Tensor | ValueError:
+    def attempt(record: Record) -> tuple[Record, Tensor | UndecodableError]:
         try:
-            return picture(record.content, size=data.image_size, channels=channels)
-        except ValueError as error:
-            return error
+            return record, picture(record.content, size=data.image_size, channels=channels, scale=scale)
+        except UndecodableError as error:
+            return record, error
 
+    for record, outcome in _threaded(attempt, records):
+        if isinstance(outcome, Tensor):
+            yield record, outcome
+        elif data.skip_bad:
+            skipped.append(record.name)
+        else:
+            raise ValueError(
+                f"{record.name} {outcome}: mend or remove it, or leave such pictures out with --data.skip_bad=true."
+            ) from outcome
+
+
+def _threaded(work: Callable[[Record], T], records: Iterable[Record]) -> Iterator[T]:
+    """The outcomes in order. Threads decode, a chunk at a time: Pillow's decoders let go of Python's lock."""
     remaining = iter(records)
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
-            for record, outcome in zip(chunk, pool.map(attempt, chunk), strict=True):
-                if isinstance(outcome, Tensor):
-                    yield record, outcome
-                elif data.skip_bad:
-                    skipped.append(record.name)
-                else:
-                    raise ValueError(
-                        f"{record.name} {outcome}: mend or remove it, or leave such pictures out with "
-                        "--data.skip_bad=true."
-                    ) from outcome
+            yield from pool.map(work, chunk)
 
 
 @contextlib.contextmanager

@@ -132,7 +132,9 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
     Raises:
         ValueError: the architecture is unknown.
     """
-    return _architecture(model.architecture).generator(model, shape)
+    generator = _architecture(model.architecture).generator(model, shape)
+    generator.class_names = shape.class_names
+    return generator
 
 
 def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan import seeding
+from distgan.config import nearest
 
 CHUNK = 64  # images per forward pass of a drawing generator: fixed and always full, so that no rounding depends on n
 
@@ -17,12 +18,15 @@ class Generator(nn.Module):
     A subclass defines `forward(z, y=None)`; the labels are None where there are no classes.
     """
 
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by their labels, where they are known."""
+
     def __init__(self, *, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
         """Args: length of a latent; how many training images each class has, nothing where it takes no labels."""
         super().__init__()
         self.latent_dim, self.class_counts = latent_dim, class_counts
 
-    def sample(self, n: int, *, seed: int = 0, label: int | None = None) -> Tensor:
+    def sample(self, n: int, *, seed: int = 0, label: int | str | None = None) -> Tensor:
         """Draws n images: uint8 (n, C, H, W) on the CPU.
 
         Image i is a function of (seed, i) and its label alone: `sample(64)` is the beginning of `sample(1000)`. It runs
@@ -31,33 +35,40 @@ class Generator(nn.Module):
         Args:
             n: how many.
             seed: of the latents.
-            label: the class of all of them, of a generator that takes labels; where left open it draws each class as
-                often as the training images have it.
+            label: the class of all of them, by its name or number, of a generator that takes labels; if unset it draws
+                each class as often as the training images have it.
 
         Raises:
             ValueError: n is not positive, or there is no such class.
         """
         if n < 1:
             raise ValueError(f"the number of samples is {n}, but must be at least 1.")
-        if label is not None:
-            self.check_label(label)
+        label = self.label_of(label) if label is not None else None
         return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
 
-    def check_label(self, label: int) -> None:
-        """Checks that there were training images of a class.
+    def label_of(self, wanted: int | str) -> int:
+        """Returns the label of a class that is named, or given by its label.
 
         Raises:
-            ValueError: there were none.
+            ValueError: there is no such class, or none of the training images was of it.
         """
+        if isinstance(wanted, str) and self.class_counts:
+            if wanted not in self.class_names:
+                hint = nearest(wanted, self.class_names) if self.class_names else "its classes have numbers only."
+                raise ValueError(f'class "{wanted}" is asked for, which the generator does not have: {hint}')
+            label = self.class_names.index(wanted)
+        else:
+            label = int(wanted) if self.class_counts else -1
         if not self.class_counts:
-            raise ValueError(f"class {label} is asked for, but the generator was trained without labels.")
+            raise ValueError(f"class {wanted} is asked for, but the generator was trained without labels.")
         if not 0 <= label < len(self.class_counts):
             last = len(self.class_counts) - 1
-            raise ValueError(f"class {label} is asked for, but the generator has the classes 0 to {last}.")
+            raise ValueError(f"class {wanted} is asked for, but the generator has the classes 0 to {last}.")
         if self.class_counts[label] == 0:
-            raise ValueError(f"class {label} is asked for, but none of the training images was of it.")
+            raise ValueError(f"class {wanted} is asked for, but none of the training images was of it.")
+        return label
 
-    def sample_rows(self, labels: Sequence[int], columns: int, *, seed: int = 0) -> Tensor:
+    def sample_rows(self, labels: Sequence[int | str], columns: int, *, seed: int = 0) -> Tensor:
         """Draws so many images of each class, class after class, the same latents for each: uint8 (N, C, H, W)."""
         return torch.cat([self.sample(columns, seed=seed, label=label) for label in labels])
 

@@ -1,0 +1,88 @@
+"""Pictures of more than 8 bits: what of their values becomes 0 and 255, by one rule for a whole source.
+
+    Integers (16 and 32 bits)        from 0 to the top of the fewest bits, of 8, 10, 12, 14, 16, 24 and 31, that hold
+                                     the largest value of the source: 12-bit values in 16-bit files are 12-bit values
+    Floats, the source's range is    0 ... 1, -1 ... 1, 0 ... 255, or 0 to the top of 10, 12, 14 or 16 bits: the first
+                                     of these that holds it. A tenth beyond either end is allowed and cut off, because
+                                     resampling overshoots.
+
+What lies outside all of these is refused. 8-bit pictures are taken as they are.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_DEPTHS = (8, 10, 12, 14, 16, 24, 31)
+_FLOATS = ((0.0, 1.0), (-1.0, 1.0), *((0.0, 2.0**bits - 1) for bits in _DEPTHS[:5]))
+_OVERSHOOT = 0.1
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """The values of one picture of more than 8 bits."""
+
+    low: float
+    high: float
+    floats: bool
+    cut: bool
+    """Whether Pillow reads only the upper 8 of 16 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The values that become 0 and 255, of the integers and of the floats in a source; None where it has none."""
+
+    integers: Span | None = None
+    floats: Span | None = None
+
+    def __str__(self) -> str:
+        spans = {"integers": self.integers, "floats": self.floats}
+        return " and ".join(f"{kind} from {span[0]:g} to {span[1]:,.0f}" for kind, span in spans.items() if span)
+
+    def or_else(self, other: "Scale") -> "Scale":
+        """Returns this scale, with the other's where this one says nothing."""
+        return Scale(integers=self.integers or other.integers, floats=self.floats or other.floats)
+
+
+def scale_of(extents: Iterable[tuple[str, Extent]]) -> Scale:
+    """Finds the rule for a whole source, out of the names and values of its pictures of more than 8 bits.
+
+    Raises:
+        ValueError: no rule holds its values, or 16-bit colours use so few bits that Pillow would lose them.
+    """
+    named = list(extents)
+    whole = [(name, extent) for name, extent in named if not extent.floats]
+    floats = [(name, extent) for name, extent in named if extent.floats]
+    return Scale(integers=_integers(whole) if whole else None, floats=_floats(floats) if floats else None)
+
+
+def _integers(named: list[tuple[str, Extent]]) -> Span:
+    name, lowest = min(named, key=lambda item: item[1].low)
+    if lowest.low < 0:
+        raise ValueError(
+            f"{name} has values down to {lowest.low:,.0f}, but a picture of integers must start at 0: shift its values."
+        )
+    high = max(extent.high for _, extent in named)
+    bits = next(bits for bits in _DEPTHS if high < 2**bits)
+    cut = next((name for name, extent in named if extent.cut), None)
+    if cut is not None and bits < 16:
+        raise ValueError(
+            f"{cut} keeps colours in 16 bits without using the highest, of which Pillow reads the upper 8 alone: save "
+            "such pictures as PNG, or with 8 bits."
+        )
+    return 0.0, 2.0**bits - 1
+
+
+def _floats(named: list[tuple[str, Extent]]) -> Span:
+    low_name, lowest = min(named, key=lambda item: item[1].low)
+    high_name, highest = max(named, key=lambda item: item[1].high)
+    for bottom, top in _FLOATS:
+        below = _OVERSHOOT * (highest.high if bottom == 0 else top)
+        if lowest.low >= bottom - below and highest.high <= top * (1 + _OVERSHOOT):
+            return bottom, top
+    raise ValueError(
+        f"the floats of these pictures go from {lowest.low:g} ({low_name}) to {highest.high:g} ({high_name}), but must "
+        "lie in 0 ... 1, -1 ... 1, 0 ... 255 or 0 ... 65,535: rescale them."
+    )
