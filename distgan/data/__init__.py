@@ -1,6 +1,7 @@
 """Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
 
 from distgan.data.batches import Batches, Draws, Latents
+from distgan.data.folders import refuse_among_pictures
 from distgan.data.records import numbered
 from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
@@ -14,6 +15,7 @@ __all__ = [
     "load",
     "numbered",
     "preview",
+    "refuse_among_pictures",
     "refuse_other_shapes",
     "test_split",
 ]

@@ -58,6 +58,8 @@ class Images:
     """How many pictures could not be decoded and were left out."""
     folder: Path
     """Where the store lies."""
+    left_out: str = ""
+    """What lies with the pictures and was not read, as a user is told; empty where that is nothing."""
 
     @property
     def channels(self) -> int:
@@ -77,7 +79,7 @@ def load(data: DataConfig, *, batch_size: int = 1) -> Images:
         raise ValueError(
             f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
         )
-    return images
+    return dataclasses.replace(images, left_out=source.left_out)
 
 
 def test_split(data: DataConfig) -> DataConfig:
@@ -86,7 +88,14 @@ def test_split(data: DataConfig) -> DataConfig:
     Raises:
         ValueError: there are none.
     """
-    if data.source in ("digits", "folder") or data.split != "train":
+    if data.source == "folder":
+        other = sources.find(data).unseen
+        if other is None:
+            raise ValueError(
+                f"{data.path} has no other split, such as sub-folders train and test, to take images from."
+            )
+        return dataclasses.replace(data, split=other)
+    if data.source == "digits" or data.split != "train":
         raise ValueError(f"{data.source} has no test split besides what is trained on.")
     return dataclasses.replace(data, split="test")
 
