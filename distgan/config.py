@@ -91,14 +91,16 @@ class DataConfig:
 
     source: Literal["digits", "cifar10", "fashion_mnist", "hub", "folder"] = "digits"
     """`digits`: scikit-learn's 1,797 handwritten digits, shipped with it. `cifar10`, `fashion_mnist`: from the hub.
-    `hub`: any image data set on the Hugging Face hub. `folder`: a folder of pictures, sub-folders being classes."""
+    `hub`: any image data set on the Hugging Face hub. `folder`: a folder or zip archive of pictures, sub-folders being
+    classes."""
     id: str | None = None
     """Of the data set on the hub, for `hub`: owner/name."""
     path: str | None = field(default=None, metadata=_PATH)
     """A local folder to read from instead of the hub: a copy of the data set's parquet files; for fashion_mnist also
-    one of IDX .gz files. For `folder`, the pictures."""
+    one of IDX .gz files. For `folder`, the folder of pictures, or a zip archive of them."""
     split: str = "train"
-    """Which part of a data set is trained on."""
+    """Which part of a data set is trained on. For `folder`: which of the sub-folders at the top, where these have names
+    such as train, val and test."""
     image_column: str | None = None
     """Column of the pictures in a data set; found where there is none named."""
     label_column: str | None = None
@@ -121,7 +123,7 @@ class DataConfig:
         # Said rather than ignored; `path` has sentences of its own in sources.py.
         settings = {"id": self.id, "image_column": self.image_column, "label_column": self.label_column}
         settings["split"] = self.split if self.split != "train" else None
-        takes = {"digits": (), "folder": (), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
+        takes = {"digits": (), "folder": ("split",), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
         for key, value in settings.items():
             if value is not None and key not in takes:
                 unset = "train" if key == "split" else "null"

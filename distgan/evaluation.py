@@ -5,6 +5,7 @@ KID and PRDC need of single images goes to rank zero, which computes the scores.
 extractor is computed once and kept in the cache.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,8 @@ class Evaluation:
         self._config, self._data, self._shape = config, images, shape
         self._real = _find(config.reference, images, shape)
         self._check_counts()
+        if rank == 0 and config.reference not in ("train", "test") and self._real.images.left_out:
+            print(f"distgan: {self._real.images.left_out}", file=sys.stderr, flush=True)
         self._weights = extractor_weights.find(config, images, shape, own=own_weights) if rank == 0 else None
 
     @property
@@ -303,9 +306,12 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     if reference == "train":
         return _Real(f"split {images.split} of {images.source}", data.load(images))
     if reference == "test":
-        return _Real(f"split test of {images.source}", data.load(data.test_split(images), like=images))
-    if not Path(reference).is_dir():
-        raise ValueError(f"the reference is {reference}, but must be train, test or a folder of pictures.")
+        other = data.test_split(images)
+        return _Real(f"split {other.split} of {images.source}", data.load(other, like=images))
+    if not Path(reference).exists():
+        raise ValueError(
+            f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
+        )
     folder = DataConfig(
         source="folder",
         path=reference,
@@ -315,7 +321,9 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     )
     try:
         data.refuse_other_shapes(folder)
+        split = data.find(folder).split
         found = data.load(folder)
     except ValueError as error:
         raise ValueError(str(error).replace("data.path", "the reference")) from error
-    return _Real("a folder of pictures", found if found.scale is None else data.load(folder, like=images))
+    what = f"{f'split {split} of ' if split else ''}a folder of pictures"
+    return _Real(what, found if found.scale is None else data.load(folder, like=images))

@@ -69,9 +69,10 @@ def _trained(images: DataConfig) -> tuple[Path, float]:
     """The classifier of these images, out of the cache or trained now, and its accuracy."""
     found = data.load(images)
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
+        strays = data.find(images).strays if images.source == "folder" else ""
         raise ValueError(
-            f"{images.source} has no labels to train the classifier on: choose the extractor inception, or give the "
-            "weights of a classifier."
+            f"{images.source} has no labels to train the classifier on{strays and f', with {strays}'}: choose the "
+            "extractor inception, or give the weights of a classifier."
         )
     described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
     folder = cache.folder(images, "extractors", described)

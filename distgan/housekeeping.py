@@ -15,6 +15,7 @@ from torch import nn
 
 from distgan import checkpoint, models, rollback
 from distgan.config import Config
+from distgan.data import Images
 from distgan.distributed import Ranks
 from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleError
 from distgan.evaluation import Evaluation, Measured
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 _COLUMNS = 8  # of the sample grid, and its rows
 _ROWS = 32  # at most, where there is one for each class
+_DIFFERENCES = 5  # at most, that a refusal to resume names
 
 
 class Housekeeping:
@@ -54,7 +56,7 @@ class Housekeeping:
         rates: Rates,
         average: Generator,
         shape: models.Shape,
-        fingerprint: str,
+        images: Images,
         networks: dict[str, nn.Module],
         optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]],
     ) -> None:
@@ -64,7 +66,7 @@ class Housekeeping:
         self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
         self._seed, self._evaluation, self._watch = seed, evaluation, watch
         self._probability, self._rates = probability, rates
-        self._meter, self._average, self._shape, self._fingerprint = meter, average, shape, fingerprint
+        self._meter, self._average, self._shape, self._images = meter, average, shape, images
         self._networks, self._optimizers = networks, optimizers
         self._until = min(config.last_step, config.run.stop_at or config.last_step)
         self._requests = ranks.requests
@@ -95,9 +97,11 @@ class Housekeeping:
         self._standing, self._guard = Standing(self._config.eval), self._new_guard()
         if found is not None:
             state = checkpoint.read_state(found)
-            if state["images"] != self._fingerprint:
+            if state["images"] != self._images.fingerprint:
                 raise ValueError(
-                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now."
+                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now: "
+                    f"{_difference(state.get('data'), self._images)}; to go on bring back what it was trained on, for "
+                    "a new run choose another run.dir."
                 )
             checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
             self._meter.load_state(state["meter"], self._ranks)
@@ -339,7 +343,8 @@ class Housekeeping:
     def _save(self, step: int) -> None:
         scaler = self._ranks.scaler
         state = {
-            "images": self._fingerprint,
+            "images": self._images.fingerprint,
+            "data": {"count": len(self._images.pixels), "classes": self._images.classes},
             "meter": self._meter.state(self._ranks),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "wandb_id": self._wandb_id,
@@ -423,6 +428,24 @@ class Housekeeping:
 
     def _warn(self, what: object) -> None:
         print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
+
+
+def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
+    """What differs between the images that a checkpoint tells of and others, as far as numbers and names say it."""
+    if saved is None:  # by a version that kept neither
+        return "which, its version of distgan did not note"
+    said = []
+    count, old, new = saved["count"], saved["classes"] or [], list(images.classes or [])
+    if count != len(images.pixels):
+        said.append(f"there were {count:,} images, now there are {len(images.pixels):,}")
+    if len(old) == len(new):
+        said += [f"class {i} is now '{name}', was '{old[i]}'" for i, name in enumerate(new) if name != old[i]]
+    else:
+        said.append(f"there were {len(old)} classes, now there are {len(new)}")
+        changes = {"gone": [name for name in old if name not in new], "new": [name for name in new if name not in old]}
+        said += [f"{what}: {', '.join(names)}" for what, names in changes.items() if names]
+    shown = ", ".join(said[:_DIFFERENCES]) + (", …" if len(said) > _DIFFERENCES else "")
+    return shown or "as many, of the same classes, but other pictures, or in another order or class"
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
         rates=rates,
         average=average.generator,
         shape=shape,
-        fingerprint=images.fingerprint,
+        images=images,
         networks=networks,
         optimizers={"generator": (adam_G, raw_G), "discriminator": (adam_D, raw_D)},
     )
@@ -227,8 +227,12 @@ def _prepare(config: Config) -> _Prepared:
             "section 4); set model.d_norm to none or spectral."
         )
     folder = RunFolder(config.run.dir)
+    _refuse_to_write_among_pictures(config, folder)
     folder.check(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
+    rank, _ = distributed.launched_ranks()
+    if rank == 0 and images.left_out:
+        print(f"distgan: {images.left_out}", file=sys.stderr, flush=True)
     counts = _class_counts(images, config.data) if config.model.conditional else ()
     names = images.classes if counts and images.classes is not None else ()
     size = config.data.image_size
@@ -246,7 +250,6 @@ def _prepare(config: Config) -> _Prepared:
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         everything = {**networks, "average": average.generator}
         checkpoint.load(_newest_of(config.train.init_from), networks=everything, optimizers={})
-    rank, _ = distributed.launched_ranks()
     evaluation = None
     if config.eval.every is not None:
         own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
@@ -259,6 +262,22 @@ def _prepare(config: Config) -> _Prepared:
     return _Prepared(loss, penalties, augment, folder, images, shape, *trained, evaluation, unseen)
 
 
+def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
+    """Raises ValueError where the run would be trained on, or compared with, what it writes itself."""
+    read = [config.data.path] if config.data.source == "folder" else []
+    read += [config.eval.reference] if config.eval.reference not in ("train", "test") else []
+    places = {"run.dir": config.run.dir, **({"data.cache": config.data.cache} if config.data.cache else {})}
+    for pictures in read:
+        if pictures is not None:
+            data.refuse_among_pictures(pictures, places)
+            own = (folder.samples.resolve(), (folder.path / "wandb").resolve())
+            if any(place in (Path(pictures).resolve(), *Path(pictures).resolve().parents) for place in own):
+                raise ValueError(
+                    f"the pictures are to be read from {pictures}, where the run in {folder.path} keeps its own "
+                    "samples: choose another run.dir."
+                )
+
+
 def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     """How many images each class has.
 
@@ -267,10 +286,11 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
     """
     if images.labels is None or images.classes is None or bool((images.labels < 0).any()):
         way = "let every picture lie in a sub-folder" if source.source == "folder" else "name data.label_column"
+        strays = data.find(source).strays if source.source == "folder" else ""
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels: {way}, or set model.conditional to "
-            "false."
+            f"{source.path or source.id or source.source} have no labels{strays and f', with {strays}'}: {way}, or set "
+            "model.conditional to false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:

@@ -2,6 +2,7 @@
 
 from distgan.data.batches import Batches, Draws, Latents
 from distgan.data.depth import Scale
+from distgan.data.folders import refuse_among_pictures
 from distgan.data.records import numbered
 from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
@@ -16,6 +17,7 @@ __all__ = [
     "load",
     "numbered",
     "preview",
+    "refuse_among_pictures",
     "refuse_other_shapes",
     "test_split",
 ]

@@ -16,6 +16,7 @@ from distgan import paths
 from distgan.config import DataConfig
 from distgan.data import sources, store
 from distgan.data.decode import nearly_one_colour
+from distgan.data.folders import refuse_among_pictures
 from distgan.data.records import Source, numbered
 from distgan.pictures import grid
 
@@ -30,11 +31,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     data = _config(arguments)
+    if data.source == "folder" and data.path is not None:
+        places = {"--out": arguments.out, **({"--cache": data.cache} if data.cache else {})}
+        refuse_among_pictures(data.path, places)
     source = sources.find(data)
     print(f"source       {data.source}{f' from {data.path}' if data.path else ''}{f' {data.id}' if data.id else ''}")
     print(f"images       {source.count:,}")
+    if source.splits:
+        print(f"split        {source.split}, of {', '.join(source.splits)}")
     named = f"{len(source.classes)}: {numbered(source.classes)}" if source.classes else "none"
-    print(f"classes      {named}")
+    print(f"classes      {named}{source.strays and f', with {source.strays}'}")
+    if source.left_out:
+        print(source.left_out)
     channels = data.channels or source.channels
     print(f"sizes        {_sizes(source)}")
     print(f"fed as       {data.image_size}x{data.image_size}x{channels}")
@@ -63,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="distgan data", description="Show what distgan sees of a data set.")
     known = ", ".join(_source_names())
-    parser.add_argument("what", help=f"a source ({known}), a folder of pictures, or a data set's id on the hub")
+    parser.add_argument("what", help=f"a source ({known}), a folder or zip archive of pictures, or an id on the hub")
     parser.add_argument("--path", help="a local copy of the source")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image-column")
@@ -83,9 +91,9 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     what = arguments.what
     if what in _source_names():
         return DataConfig(source=what, **options)
-    if Path(what).is_dir():
+    if Path(what).exists():
         return DataConfig(source="folder", **options | {"path": what})
-    if Path(what).exists() or what.startswith((".", "/")) or what.count("/") != 1:
+    if what.startswith((".", "/")) or what.count("/") != 1:
         raise ValueError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
     return DataConfig(source="hub", id=what, **options)
 

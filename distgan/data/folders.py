@@ -1,34 +1,154 @@
-"""Pictures in a folder; where they lie in sub-folders, these are their classes."""
+"""Pictures in a folder, or in a zip archive as they would lie in a folder; sub-folders are classes, or splits."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from distgan.config import DataConfig
-from distgan.data.records import Record, Source, existing_folder
-
-_PICTURES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+from distgan.data.archives import unzipped
+from distgan.data.arrangement import arrange, counted, left_behind
+from distgan.data.records import Record, Source, Tree
 
 
 def folder(data: DataConfig) -> Source:
-    """Pictures in a folder; where they lie in sub-folders, these are their classes."""
+    """Finds the pictures in a folder or a zip archive; where they lie in sub-folders, these are their classes.
+
+    Raises:
+        ValueError: one sentence on what is missing, empty, damaged, or not to be read.
+    """
     if data.path is None:
         raise ValueError("data.source is folder, but data.path is not set: give the folder with the pictures.")
-    root = existing_folder(data.path)
-    files = tuple(sorted(file for file in root.rglob("*") if file.suffix.lower() in _PICTURES and file.is_file()))
-    if not files:
-        raise ValueError(f"data.path is {root}, but there are no pictures in it ({', '.join(sorted(_PICTURES))}).")
-    tops = [file.relative_to(root).parts[0] if file.parent != root else None for file in files]
-    named = {top for top in tops if top is not None}
-    classes = tuple(sorted(named)) if named and None not in tops else None
+    root = Path(data.path)
+    if not root.exists():
+        raise ValueError(f"data.path is {root}, but there is no such folder or zip archive.")
+    archive = root.is_file()
+    tree = _archive(root) if archive else _tree(root)
+    with tree.open() as read:
+        found = arrange(tree.names, split=data.split, where=str(root), read=read, archive=archive)
 
     def records(every: int) -> Iterator[Record]:
-        for file, top in zip(files[::every], tops[::every], strict=True):
-            label = classes.index(top) if classes is not None and top is not None else None
-            try:
-                content = file.read_bytes()
-            except OSError as error:
-                raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
-            yield Record(str(file), content, label)
+        with tree.open() as read:
+            for name, label in zip(found.names[::every], found.labels[::every], strict=True):
+                yield Record(str(root / name), read(name), label)
 
-    names = json.dumps([str(file.relative_to(root)) for file in files])
-    return Source(records=records, count=len(files), channels=3, classes=classes, files=files, salt=names)
+    left_out = [*found.left_out, *tree.left_out]
+    return Source(
+        records=records,
+        count=len(found.names),
+        channels=3,
+        classes=found.classes,
+        files=(root,) if archive else tuple(root / name for name in found.names),
+        salt=json.dumps(found.salt),
+        left_out=f"left out of {root}: {', '.join(left_out)}" if left_out else "",
+        strays=found.strays,
+        split=found.split,
+        splits=found.splits,
+        unseen=found.unseen,
+    )
+
+
+def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> None:
+    """Checks that nothing is written into a folder of pictures, links followed: it would be read as pictures.
+
+    Args:
+        pictures: the folder; anything else is let pass.
+        places: what is written, by the name of what chooses the place.
+
+    Raises:
+        ValueError: a place lies in the folder.
+    """
+    if not Path(pictures).is_dir():
+        return
+    inside = _walk(Path(pictures)).folders
+    for what, place in places.items():
+        resolved = Path(place).resolve()
+        if any(_identity(part) in inside for part in (resolved, *resolved.parents) if part.is_dir()):
+            raise ValueError(
+                f"{what} is {place}, which lies in {pictures}, the folder of pictures: what is written there would be "
+                f"taken for pictures; choose a place outside for {what}."
+            )
+
+
+class _Walked(NamedTuple):
+    """A folder and all below it, links followed."""
+
+    names: list[str]
+    """Of files, relative to the folder."""
+    folders: set[tuple[int, int]]
+    """Device and inode of each folder."""
+    broken: list[str]
+    """Links to nothing."""
+    loops: list[str]
+    """Links to a folder that they lie in themselves."""
+
+
+def _walk(root: Path) -> _Walked:
+    """Raises ValueError where a folder that counts may not be read."""
+    found = _Walked([], {_identity(root)}, [], [])
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]  # each with all that it lies in
+    while waiting:
+        prefix, above = waiting.pop()
+        try:
+            entries = list(os.scandir(root / prefix))
+        except OSError as error:
+            if left_behind(prefix.rstrip("/")):
+                continue
+            raise ValueError(f"the folder {root / prefix} cannot be read ({error.strerror}).") from error
+        for entry in entries:
+            name = prefix + entry.name
+            try:
+                if entry.is_dir():
+                    identity = _identity(entry)
+                    if identity in above:
+                        found.loops.append(name)
+                    else:
+                        found.folders.add(identity)
+                        waiting.append((f"{name}/", (*above, identity)))
+                elif entry.is_file():
+                    found.names.append(name)
+                elif entry.is_symlink():
+                    found.broken.append(name)
+            except OSError:  # a link to itself
+                found.broken.append(name)
+    return found
+
+
+def _identity(folder: "Path | os.DirEntry[str]") -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _tree(root: Path) -> Tree:
+    """The files in a folder."""
+    walked = _walk(root)
+
+    def read(name: str) -> bytes:
+        try:
+            return (root / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{root / name} cannot be read ({error.strerror}).") from error
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Callable[[str], bytes]]:
+        yield read
+
+    left_out = []
+    if walked.broken:
+        left_out.append(counted(walked.broken, "broken link"))
+    if walked.loops:
+        left_out.append(counted(walked.loops, "link") + " to a folder around it")
+    return Tree(names=walked.names, open=opened, left_out=left_out)
+
+
+def _archive(file: Path) -> Tree:
+    """The files in a zip archive. Raises ValueError where the file is something else."""
+    if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
+        raise ValueError(
+            f"data.path is {file}, which is neither a folder nor a zip archive: unpack it and give the folder, or make "
+            "a zip archive of the pictures."
+        )
+    return unzipped(file)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,16 @@ class Source:
     """The files that its content is a function of, in order."""
     salt: str = ""
     """What else it is a function of."""
+    left_out: str = ""
+    """What lies there and is not read, as a user is told; empty where that is nothing."""
+    strays: str = ""
+    """Which images have no label though others do, as a user is told; empty where there are none."""
+    split: str | None = None
+    """Of a folder's splits the one that is read, by the name of its folder; None where there are none."""
+    splits: tuple[str, ...] = ()
+    """All of them, those for training first."""
+    unseen: str | None = None
+    """The one of the others to take where images are needed that nobody trains on; None where there is none."""
 
     def stamp(self) -> str:
         """A quick hash of names, sizes and times of the files: while it stands, so does their content."""
@@ -51,6 +62,18 @@ class Source:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """Files in folders, wherever these are."""
+
+    names: list[str]
+    """Relative to the top, with slashes between their parts."""
+    open: Callable[[], AbstractContextManager[Callable[[str], bytes]]]
+    """Opens what they lie in; gives a function that reads a file by its name. Not for several threads at once."""
+    left_out: list[str]
+    """What cannot be read as a file and is left out: a phrase for each kind, with how many."""
 
 
 def numbered(classes: Iterable[str]) -> str:

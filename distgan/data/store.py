@@ -69,6 +69,8 @@ class Images:
     """What of pictures of more than 8 bits became 0 and 255; None where there are none."""
     folder: Path
     """Where the store lies."""
+    left_out: str = ""
+    """What lies with the pictures and was not read, as a user is told; empty where that is nothing."""
 
     @property
     def channels(self) -> int:
@@ -97,7 +99,7 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
         raise ValueError(
             f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
         )
-    return images
+    return dataclasses.replace(images, left_out=source.left_out)
 
 
 def test_split(data: DataConfig) -> DataConfig:
@@ -106,7 +108,14 @@ def test_split(data: DataConfig) -> DataConfig:
     Raises:
         ValueError: there are none.
     """
-    if data.source in ("digits", "folder") or data.split != "train":
+    if data.source == "folder":
+        other = sources.find(data).unseen
+        if other is None:
+            raise ValueError(
+                f"{data.path} has no other split, such as sub-folders train and test, to take images from."
+            )
+        return dataclasses.replace(data, split=other)
+    if data.source == "digits" or data.split != "train":
         raise ValueError(f"{data.source} has no test split besides what is trained on.")
     return dataclasses.replace(data, split="test")
 

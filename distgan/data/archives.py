@@ -1,0 +1,92 @@
+"""Files in a zip archive, read without unpacking it."""
+
+import contextlib
+import lzma
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from distgan.data.arrangement import counted
+from distgan.data.records import Tree
+
+_EXPANSION = 100  # pictures are compressed already: what grows by more than this, and becomes large, is a trap
+_LARGE_FILE = 2**28  # bytes
+_LARGE_ARCHIVE = 2**30
+_LARGEST_FILE = 2**30  # whatever it was compressed from; Pillow decodes no picture as large
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, UnicodeDecodeError)
+
+
+def unzipped(file: Path) -> Tree:
+    """Lists the files in a zip archive; links in it are left out.
+
+    Raises:
+        ValueError: it is damaged, encrypted, of unknown compression, has names that lead out of it, or would expand
+            beyond reason.
+    """
+    with _explained(f"the archive {file}"), zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    members = {_checked(entry, file): entry for entry in entries}
+    total = sum(entry.file_size for entry in entries)  # of overlapping entries, too
+    if total > max(_LARGE_ARCHIVE, _EXPANSION * file.stat().st_size):
+        raise ValueError(
+            f"the archive {file} would expand from {file.stat().st_size / 1e6:,.1f} MB to {total / 1e6:,.0f} MB, which "
+            "no archive of pictures does: it is not read."
+        )
+    links = [name for name, entry in members.items() if stat.S_ISLNK(entry.external_attr >> 16)]
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Callable[[str], bytes]]:
+        with _explained(f"the archive {file}"):
+            archive = zipfile.ZipFile(file)
+        with archive:
+
+            def read(name: str) -> bytes:
+                with _explained(f"{name} in the archive {file}"):
+                    return archive.read(members[name])
+
+            yield read
+
+    return Tree(
+        names=[name for name in members if name not in set(links)],
+        open=opened,
+        left_out=[counted(links, "link")] if links else [],
+    )
+
+
+def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
+    """The name of an entry, with slashes between its parts. Raises ValueError where the entry may not be read."""
+    name = entry.filename.replace("\\", "/")  # as some programs on Windows write it
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+        raise ValueError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")
+    if entry.flag_bits & 1:
+        raise ValueError(f"the archive {file} is encrypted ({name}): unpack it and give the folder.")
+    if entry.compress_type not in _METHODS:
+        raise ValueError(
+            f"the archive {file} is compressed in a way that Python cannot read ({name}, method "
+            f"{entry.compress_type}): unpack it and give the folder."
+        )
+    if entry.file_size > min(_LARGEST_FILE, max(_LARGE_FILE, _EXPANSION * entry.compress_size)):
+        raise ValueError(
+            f"{name} in the archive {file} would expand to {entry.file_size / 1e6:,.0f} MB, which no picture does: the "
+            "archive is not read."
+        )
+    return "/".join(parts)
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns what damaged archives raise into a sentence."""
+    try:
+        yield
+    except (*_DAMAGE, RuntimeError) as error:  # zipfile's of what is encrypted or of unknown compression
+        raise ValueError(f"{what} is damaged, cut short or not to be read ({_reason(error)}).") from error
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__

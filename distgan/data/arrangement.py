@@ -1,0 +1,327 @@
+"""What names say about pictures: which of them are pictures, of which split, of which class, and what is left out.
+
+Everything here is a function of names alone, so that folders and archives are understood alike.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+# Registered with Pillow, but no pictures, or not opened by Pillow alone; EPS would start another program.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# What systems and programs leave behind, in small letters; whatever begins with a dot is hidden.
+_BY_TOOLS = {"__macosx", "__pycache__", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin"}
+_BY_TOOLS |= {"system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
+_RUN = {"config.yaml", "metrics.jsonl"}  # a folder with both is a run's, and its pictures are sample grids
+_LABELS = "dataset.json"  # StyleGAN's
+_MOST_CLASSES = 100_000
+# The usual names of splits, by kind; "train_set", "test-images" and "val2017" are such names, too.
+_SPLIT = re.compile(
+    r"(?:(?P<train>train|training)|(?P<validation>val|valid|validation|dev|development)"
+    r"|(?P<test>test|testing|eval|evaluation|holdout))(?:[-_ ]?(?:set|split|data|images|imgs|\d{4}))?",
+    re.IGNORECASE,
+)
+_KINDS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arranged:
+    """The pictures of one split among names, sorted, with their labels."""
+
+    names: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    """Of each picture; None where it has none."""
+    classes: tuple[str, ...] | None
+    """Names of the labels: the same in each split."""
+    split: str | None
+    """The chosen split by its folder's name; None where there are no splits."""
+    splits: tuple[str, ...]
+    """All splits, those for training first."""
+    unseen: str | None
+    """The one of the others that serves where images are needed that nobody trains on."""
+    strays: str
+    """Which pictures keep the others' class folders from being labels; empty where there are none."""
+    left_out: tuple[str, ...]
+    """What is left out: how much of what, a phrase for each kind."""
+    salt: tuple[Any, ...]
+    """What the content is a function of besides the pictures and their classes."""
+
+
+def arrange(
+    names: Iterable[str], *, split: str, where: str, read: Callable[[str], bytes], archive: bool = False
+) -> Arranged:
+    """Sorts out the files of a folder or archive, given by their names relative to it.
+
+    Sub-folders are classes. They are splits where all those with pictures have the usual names of splits, or where at
+    least one for training and one of another kind have; the sub-folders of a split are classes. The labels of
+    StyleGAN's dataset.json take the place of class folders.
+
+    Args:
+        names: with slashes between their parts.
+        split: the one to take, by the name of its folder or a usual name of the same kind.
+        where: what a message calls the folder or archive.
+        read: gives the content of a file, for dataset.json.
+        archive: whether a single folder around everything else is stepped into even where it holds no splits.
+
+    Raises:
+        ValueError: there are no pictures, there is no such split, or dataset.json has impossible labels.
+    """
+    kept, left_out = _without_leftovers(sorted(names, key=_parts))
+    pictures = [name for name in kept if _ending(name) in endings()]
+    there = set(kept)
+
+    @cache
+    def table(folder: str) -> dict[str, int] | None:
+        return _read_labels(read(folder + _LABELS), where) if folder + _LABELS in there else None
+
+    base = _inside(pictures, "", lambda folder, top: table(folder) is None and _kind(top) is None)
+    if not archive and not _splits(pictures, base)[0]:
+        base = ""  # a folder's only sub-folder is its only class
+    splits, beside = _splits(pictures, base) if table(base) is None else ({}, [])
+    chosen = _choose(split, splits, where) if pictures else None
+    folders = {
+        name: _inside(of, f"{base}{name}/", lambda _, top: _kind(top) is not None) for name, of in splits.items()
+    }
+    under, mine = (folders[chosen], splits[chosen]) if chosen is not None else (base, pictures)
+
+    tables = {folder + _LABELS for folder in (under, *folders.values()) if table(folder) is not None}
+    no_pictures = [name for name in kept if _ending(name) not in endings() and name not in tables]
+    if no_pictures:
+        left_out.append(f"{_count(no_pictures, 'file')} that Pillow does not read ({_by_ending(no_pictures)})")
+    if beside:
+        left_out.append(f"{counted(beside, 'picture')} beside the splits")
+    if not mine:
+        said = f" (left out: {', '.join(left_out)})" if left_out else ""
+        raise ValueError(f"data.path is {where}, but there are no pictures in it{said}.")
+
+    classes = _classes(table(under), [(folders[name], splits[name]) for name in splits] or [(under, mine)])
+    labels = _labels(mine, under, table(under), classes)
+    unseen = max(
+        (name for name in splits if name != chosen),
+        # Only where all have labels do they serve networks that take these.
+        key=lambda name: (
+            None not in _labels(splits[name], folders[name], table(folders[name]), classes),
+            _KINDS.index(_kind(name) or "train"),
+        ),
+        default=None,
+    )
+    return Arranged(
+        names=tuple(mine),
+        labels=labels,
+        classes=classes if any(label is not None for label in labels) else None,
+        split=chosen,
+        splits=tuple(splits),
+        unseen=unseen,
+        strays=_strays(mine, labels, under, by_table=table(under) is not None, lacking=next(iter(splits), "")),
+        left_out=tuple(left_out),
+        salt=(*mine, labels) if table(under) is not None else tuple(mine),
+    )
+
+
+@cache
+def endings() -> frozenset[str]:
+    """Returns the endings of the pictures that the installed Pillow reads, in small letters with their dot."""
+    Image.init()
+    kinds = {*Image.OPEN, "MPO"} - _NO_PICTURES  # MPO is opened as the JPEG that it begins with
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in kinds)
+
+
+def left_behind(name: str) -> str | None:
+    """Returns the part of a name that says that the file is hidden or made by a tool; None where it is neither."""
+    return next((part for part in _parts(name) if part.startswith(".") or part.lower() in _BY_TOOLS), None)
+
+
+def counted(names: Sequence[str], what: str) -> str:
+    """Returns how many there are and the first of them: `2 broken links (a, b)`."""
+    return f"{_count(names, what)} ({_first(names)})"
+
+
+def _without_leftovers(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off what is hidden, made by tools, or a run's: the names that stay, and a phrase for each kind."""
+    runs = {folder for folder, count in Counter(_folder(n) for n in names if _last(n) in _RUN).items() if count == 2}
+    kept: list[str] = []
+    hidden: list[str] = []
+    of_runs: list[str] = []
+    for name in names:
+        if (mark := left_behind(name)) is not None:
+            hidden.append(mark)
+        elif runs and any(folder in runs for folder in _folders(name)):
+            of_runs.append(name)
+        else:
+            kept.append(name)
+    said = []
+    if hidden:
+        marks = Counter(hidden).most_common(3)
+        more = ", …" if len(set(hidden)) > len(marks) else ""
+        said.append(f"{_count(hidden, 'file')} hidden or made by tools ({', '.join(mark for mark, _ in marks)}{more})")
+    if of_runs:
+        said.append(f"{_count(of_runs, 'file')} of a run ({', '.join(sorted(runs)[:3]) or 'the folder itself'})")
+    return kept, said
+
+
+def _inside(names: Sequence[str], folder: str, goes_on: Callable[[str, str], bool]) -> str:
+    """The innermost folder around all names: a single sub-folder is stepped into as long as `goes_on(folder, it)`."""
+    while len(tops := {_top(name, folder) for name in names}) == 1:
+        (top,) = tops
+        if top is None or not goes_on(folder, top):
+            break
+        folder += f"{top}/"
+    return folder
+
+
+def _splits(pictures: Sequence[str], base: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The pictures of each split, those for training first, and the pictures beside; nothing where these are none."""
+    by_top: dict[str | None, list[str]] = {}
+    for name in pictures:
+        by_top.setdefault(_top(name, base), []).append(name)
+    kinds = {top: _kind(top) for top in by_top if top is not None}
+    present = {kind for kind in kinds.values() if kind is not None}
+    if not present or (None in kinds.values() and not ("train" in present and len(present) > 1)):
+        return {}, []
+    splits = sorted((top for top, kind in kinds.items() if kind), key=lambda top: (_KINDS.index(kinds[top] or ""), top))
+    return {top: by_top[top] for top in splits}, [n for top, of in by_top.items() if top not in splits for n in of]
+
+
+def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
+    """The split that is meant: of this very name, else in other letters, else the only one of its kind.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if not found:
+        if split == "train":
+            return None
+        raise ValueError(
+            f"data.split is {split}, but {where} has no folders of splits at its top, such as train and test: leave "
+            "data.split out, or set it to train where the recipe gives it."
+        )
+    kind = _kind(split)
+    for meant in (
+        [name for name in found if name == split],
+        [name for name in found if name.lower() == split.lower()],
+        [name for name in found if kind is not None and _kind(name) == kind],
+    ):
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            break
+    raise ValueError(
+        f"data.split is {split}, but the splits in {where} are {', '.join(found)}: choose one with --data.split=NAME."
+    )
+
+
+def _classes(table: Mapping[str, int] | None, splits: Iterable[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+    """Names of the classes, by dataset.json, or by the class folders of the first split that has such folders.
+
+    A label then means the same in every split.
+    """
+    if table is not None:
+        return tuple(map(str, range(max(table.values(), default=-1) + 1)))
+    for folder, names in splits:
+        tops = {_top(name, folder) for name in names}
+        if None not in tops:
+            return tuple(sorted(top for top in tops if top is not None))
+    return ()
+
+
+def _labels(
+    names: Sequence[str], under: str, table: Mapping[str, int] | None, classes: Sequence[str]
+) -> tuple[int | None, ...]:
+    if table is not None:
+        return tuple(table.get(name.removeprefix(under)) for name in names)
+    numbers = {name: label for label, name in enumerate(classes)}
+    return tuple(numbers.get(_top(name, under) or "") for name in names)
+
+
+def _strays(names: Sequence[str], labels: Sequence[int | None], under: str, *, by_table: bool, lacking: str) -> str:
+    """Which pictures have no label while there are labels, or class folders, for others; and why."""
+    unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None]
+    beside = [name for name in unlabelled if _top(name, under) is None]
+    if by_table:
+        return (
+            f"{counted(unlabelled, 'picture')} without a label in {_LABELS}" if 0 < len(unlabelled) < len(names) else ""
+        )
+    if beside:
+        return f"{counted(beside, 'picture')} beside the class folders" if len(beside) < len(names) else ""
+    return f"{counted(unlabelled, 'picture')} of a class that {lacking} lacks" if unlabelled else ""
+
+
+def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
+    """What StyleGAN's dataset.json says of names relative to it, {} where it gives no classes; None if it is not one.
+
+    Raises:
+        ValueError: a label is below 0 or far too large.
+    """
+    try:
+        said = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(said, dict) or "labels" not in said:
+        return None
+    pairs = said["labels"] or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return None
+    labels = {name: label for name, label in pairs if isinstance(name, str) and type(label) is int}
+    if len(labels) < len(pairs):  # vectors, such as a camera's position: no classes
+        return {}
+    if labels and not (min(labels.values()) >= 0 and max(labels.values()) < _MOST_CLASSES):
+        wrong = next(label for label in labels.values() if not 0 <= label < _MOST_CLASSES)
+        raise ValueError(f"{_LABELS} in {where} has the label {wrong}, but labels are numbers from 0 on.")
+    return labels
+
+
+def _kind(name: str) -> str | None:
+    """`train`, `validation` or `test` of a usual name of a split."""
+    match = _SPLIT.fullmatch(name)
+    return match.lastgroup if match is not None else None
+
+
+def _top(name: str, under: str) -> str | None:
+    """The sub-folder of `under` that a file lies in; None where it lies in `under` itself."""
+    top, slash, _ = name.removeprefix(under).partition("/")
+    return top if slash else None
+
+
+def _parts(name: str) -> list[str]:
+    return name.split("/")
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _folders(name: str) -> Iterator[str]:
+    """Every folder that a file lies in, from the innermost to the outermost, which is ""."""
+    while name:
+        name = _folder(name)
+        yield name
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def _by_ending(names: Sequence[str]) -> str:
+    counts = Counter(_ending(name) or "without an ending" for name in names)
+    said = [f"{count:,} {ending}" for ending, count in counts.most_common(6)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(6))
+    return ", ".join([*said, *([f"{rest:,} others"] if rest else [])])
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{len(names):,} {what}{'' if len(names) == 1 else 's'}"
