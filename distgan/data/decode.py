@@ -22,7 +22,10 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int) -> Tensor:
     Raises:
         ValueError: it cannot be decoded, or would fill the memory (a decompression bomb).
     """
-    if isinstance(content, np.ndarray):
+    if isinstance(content, np.ndarray) and content.ndim == 3:  # (3, H, W) of bytes
+        array = np.array(Image.fromarray(content.transpose(1, 2, 0)).convert("RGB" if channels == 3 else "L"))
+        values = torch.from_numpy(array).view(*array.shape[:2], channels).permute(2, 0, 1)
+    elif isinstance(content, np.ndarray):
         values = torch.from_numpy(np.array(content, dtype=np.float32)).expand(channels, -1, -1)
     else:
         array = np.array(_open(content, "RGB" if channels == 3 else "L"))
