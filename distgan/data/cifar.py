@@ -108,7 +108,7 @@ def _place(path: Path) -> Path | None:
         return path
     for folder in (path, path / "cifar-10-batches-bin"):
         if any((folder / name).exists() for names in _FILES.values() for name in names):
-            return folder
+            return folder  # with some of them missing, perhaps
     for archive in sorted(path.glob("cifar-10-binary*")):
         if archive.name.endswith(_ARCHIVES):
             return archive

@@ -45,13 +45,11 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
 
 
 def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
-    from pyarrow import parquet
-
     splits = copies.splits(data, name)
     files = splits[data.split]
     counts, columns = [], []
     for file in files:
-        with _arrow(file, parquet.ParquetFile, file) as opened:
+        with _opened(file) as opened:
             counts.append(opened.metadata.num_rows)
             columns.append(_columns(data, _arrow(file, _features, opened), str(file), _first_rows(file, opened)))
     for file, other in zip(files, columns, strict=True):
@@ -66,7 +64,7 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
 
     def records(every: int) -> Iterator[Record]:
         for file in files:
-            with _arrow(file, parquet.ParquetFile, file) as opened:
+            with _opened(file) as opened:
                 for row, values in _rows(file, opened, every, found):
                     yield of(f"row {row} of {file}", values)
 
@@ -78,6 +76,13 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
         files=files,
         salt=_salt(data, found),
     )
+
+
+def _opened(file: Path) -> Any:
+    from pyarrow import parquet
+
+    # Mapped, since pyarrow otherwise holds all of a row group's column in memory, which may be all of the file.
+    return _arrow(file, lambda: parquet.ParquetFile(file, memory_map=True))
 
 
 def _rows(file: Path, opened: Any, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,9 +130,7 @@ def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
 
 def _labels(file: Path, column: str) -> Iterator[Any]:
     """The labels that a file has; none where it has no such column, as a test split may."""
-    from pyarrow import parquet
-
-    with _arrow(file, parquet.ParquetFile, file) as opened:
+    with _opened(file) as opened:
         if column in opened.schema_arrow.names:
             for batch in _batches(file, opened, columns=[column]):
                 yield from batch.column(0).unique().to_pylist()

@@ -13,14 +13,14 @@ import numpy as np
 
 def folder(path: Path, *, below: str) -> Path | None:
     """Returns where the IDX files are: a folder itself, or where torchvision keeps them below it, if anywhere."""
-    places = [path, *(path / part for part in (below, Path(below).name))]
-    return next((place for place in places if any(place.glob("*-idx3-ubyte*"))), None)
+    places = [path, path / Path(below).name, path / below]
+    return next((place for place in places if any(place.glob("*[-.]idx3-ubyte*"))), None)
 
 
 def file(folder: Path, name: str) -> Path:
     """Returns the file of a name in a folder: compressed, as it is published and has a checksum, or else plain."""
-    plain = folder / name
-    return plain if plain.exists() and not (folder / f"{name}.gz").exists() else folder / f"{name}.gz"
+    names = [f"{name}.gz", name, name.replace("-idx", ".idx")]  # some copies have a dot there
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def shape(file: Path) -> tuple[int, ...]:
