@@ -5,7 +5,6 @@ import json
 import shutil
 
 import datasets
-import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
@@ -30,7 +29,9 @@ def plain(file, values, *, kind="struct", image="image", **columns):
         pictures = pyarrow.array([{"bytes": one, "path": "a.png"} for one in encoded], type_)
     else:
         pictures = pyarrow.array(encoded, pyarrow.large_binary() if kind == "large" else pyarrow.binary())
-    others = {name: column if isinstance(column, pyarrow.Array) else pyarrow.array(column) for name, column in columns.items()}
+    others = {
+        name: column if isinstance(column, pyarrow.Array) else pyarrow.array(column) for name, column in columns.items()
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table({**others, image: pictures}), file)
 
@@ -132,7 +133,10 @@ def test_what_datasets_wrote_is_read_as_ever(tmp_path):
 @pytest.mark.parametrize(
     ("train", "test"),
     [
-        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], "data/test-00000-of-00001.parquet"),
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+            "data/test-00000-of-00001.parquet",
+        ),
         (["default/train/0000.parquet", "default/train/0001.parquet"], "default/test/0000.parquet"),
         (["default/partial-train/0000.parquet", "default/partial-train/0001.parquet"], "default/test/0000.parquet"),
         (["train/0000.parquet", "train/0001.parquet"], "test/0000.parquet"),
@@ -173,7 +177,9 @@ def test_several_configurations_of_a_copy(tmp_path, capsys):
         assert load(root, config="animals").classes == ("cat",)
         assert values(load(root, config="vehicles")) == [20]
         assert values(load(root / "vehicles")) == [20]
-        with pytest.raises(ValueError, match=r'data\.config is "animal", which .* does not have: did you mean "animals"'):
+        with pytest.raises(
+            ValueError, match=r'data\.config is "animal", which .* does not have: did you mean "animals"'
+        ):
             load(root, config="animal")
         with pytest.raises(ValueError, match=r"data\.split must be one of train\."):
             load(root, config="animals", split="test")
@@ -226,7 +232,9 @@ def test_readme_names_the_configurations(tmp_path):
 def test_files_that_differ_are_refused_and_both_named(tmp_path):
     described(tmp_path / "classes" / "train-0.parquet", [10], [0], ["cat"])
     described(tmp_path / "classes" / "train-1.parquet", [20], [0], ["bus"])
-    with pytest.raises(ValueError, match=r"train-0\.parquet has the classes 0 cat, but .*train-1\.parquet has .* 0 bus"):
+    with pytest.raises(
+        ValueError, match=r"train-0\.parquet has the classes 0 cat, but .*train-1\.parquet has .* 0 bus"
+    ):
         load(tmp_path / "classes")
     plain(tmp_path / "columns" / "train-0.parquet", [10], label=[0])
     plain(tmp_path / "columns" / "train-1.parquet", [20], label=["cat"])

@@ -124,7 +124,9 @@ def _refuse_others(where: Path, names: set[str]) -> None:
         raise ValueError(
             f"{where} is the Python version of CIFAR-10, which is a pickle, and loading one can run any code: {_FETCH}."
         )
-    if names & {"fine_label_names.txt", "coarse_label_names.txt"} or any(name.startswith("cifar-100") for name in names):
+    if names & {"fine_label_names.txt", "coarse_label_names.txt"} or any(
+        name.startswith("cifar-100") for name in names
+    ):
         raise ValueError(f"{where} is CIFAR-100, but data.source is cifar10: {_FETCH}.")
 
 
@@ -178,4 +180,6 @@ def _check(path: Path) -> None:
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
     if size > _LARGEST:
-        raise ValueError(f"{path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}.")
+        raise ValueError(
+            f"{path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}."
+        )
