@@ -194,7 +194,7 @@ def test_fashion_mnist_as_torchvision_keeps_it(tmp_path, pixels, ending):
         assert np.array_equal(test.pixels[:, 0].numpy(), grey[50:])
         assert train.labels.tolist() == [i % 10 for i in range(50)]
     rewrite(raw / f"train-images-idx3-ubyte{ending}", lambda b: b[:-1])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte.* is damaged or cut short|what its header says"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.* is damaged or cut short|what its header says"):
         data.load(DataConfig(source="fashion_mnist", path=str(raw)))
 
 

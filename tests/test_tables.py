@@ -1,4 +1,4 @@
-"""Tables of pictures as people have them: layouts, configurations, columns, labels, scripts; from copies and the hub."""
+"""Tables of pictures as people have them: layouts, configurations, columns, labels, scripts; copies and the hub."""
 
 import io
 import json

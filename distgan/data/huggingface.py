@@ -63,10 +63,12 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
     of = _labelled(found, classes)
 
     def records(every: int) -> Iterator[Record]:
-        for file in files:
+        start = 0
+        for file, count in zip(files, counts, strict=True):
             with _opened(file) as opened:
-                for row, values in _rows(file, opened, every, found):
+                for row, values in _rows(file, opened, -start % every, every, found):
                     yield of(f"row {row} of {file}", values)
+            start += count
 
     return Source(
         records=records,
@@ -85,21 +87,21 @@ def _opened(file: Path) -> Any:
     return _arrow(file, lambda: parquet.ParquetFile(file, memory_map=True))
 
 
-def _rows(file: Path, opened: Any, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every n-th row of a file with its number; reads no row group that holds none of them."""
+def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every n-th row of a file from the first on, with its number; reads no row group that holds none of them."""
     import pyarrow
 
     names = [columns.image, *([columns.label] if columns.label else [])]
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
-    wanted = [-start % every < size for start, size in zip(starts, sizes, strict=False)]
+    wanted = [(first - start) % every < size for start, size in zip(starts, sizes, strict=False)]
     for needed, run in itertools.groupby(range(len(sizes)), wanted.__getitem__):
         groups = list(run)
         if not needed:
             continue
         row = starts[groups[0]]
         for batch in _batches(file, opened, batch_size=_BATCH, row_groups=groups, columns=names):
-            chosen = range(-row % every, len(batch), every)
+            chosen = range((first - row) % every, len(batch), every)
             rows = pyarrow.array(chosen, pyarrow.int64())  # typed: there may be none, which pyarrow takes for nulls
             for i, values in zip(chosen, _arrow(file, batch.take(rows).to_pylist), strict=True):
                 yield row + i, values
@@ -220,7 +222,7 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
 
 
 def _refusal(data: DataConfig, name: str, said: str) -> str:
-    """A sentence for what `datasets` says of a configuration or split that is missing: it names those that there are."""
+    """A sentence for what `datasets` says of a configuration or split that is missing; it names those there are."""
     said = " ".join(said.split())
     listed = re.search(r"available configs: \[(.*?)\]|Available(?: configs in the cache)?: \[(.*?)\]", said)
     cached = re.search(r"configurations in the cache: (.*?) Please", said)
