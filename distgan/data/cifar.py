@@ -70,7 +70,7 @@ def original(data: DataConfig) -> Source | None:
                 f"{batches.called(name)} has {size:,} bytes, which is no whole number of images ({_RECORD:,} bytes "
                 f"each): it is damaged or cut short, so {_FETCH}."
             )
-    classes = _CLASSES
+    classes: tuple[str, ...] = _CLASSES
     if _NAMES in batches.sizes:
         classes = tuple(batches.read(_NAMES).decode(errors="replace").split())
         if len(classes) != len(_CLASSES):

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def read(file: Path, dimensions: int) -> np.ndarray:
 def _opened(file: Path) -> Iterator[IO[bytes]]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            yield stream
+            yield cast(IO[bytes], stream)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist.") from error
     except (OSError, EOFError, zlib.error) as error:
