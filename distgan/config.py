@@ -96,15 +96,20 @@ class DataConfig:
     id: str | None = None
     """Of the data set on the hub, for `hub`: owner/name."""
     path: str | None = field(default=None, metadata=_PATH)
-    """A local folder to read from instead of the hub: a copy of the data set's parquet files; for fashion_mnist also
-    one of IDX .gz files. For `folder`, the folder of pictures, or a zip archive of them."""
+    """A local folder to read from instead of the hub: a copy of the data set's parquet files. For cifar10 also the
+    binary version of the original (cifar-10-batches-bin, or its .tar.gz); for fashion_mnist also IDX files. For
+    `folder`, the folder of pictures, or a zip archive of them."""
+    config: str | None = None
+    """Configuration of a data set, where it has several: its name on the hub, or its folder in a local copy."""
     split: str = "train"
     """Which part of a data set is trained on. For `folder`: which of the sub-folders at the top, where these have names
     such as train, val and test."""
     image_column: str | None = None
-    """Column of the pictures in a data set; found where there is none named."""
+    """Column of the pictures in a data set. If unset, the first column that holds pictures."""
     label_column: str | None = None
-    """Column of the class labels in a data set; found, where there is one, if none is named."""
+    """Column of the class labels in a data set: names of its own, whole numbers (-1 for none) or strings. If unset, the
+    first column of named classes; in parquet files that no `datasets` library wrote, the one called label, labels or
+    class."""
     image_size: Literal[32, 64, 128, 256] = 32
     """Height and width in pixels; pictures are centre-cropped to a square and resized."""
     channels: Literal[1, 3] | None = None
@@ -121,7 +126,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         _expand_paths("data", self)
         # Said rather than ignored; `path` has sentences of its own in sources.py.
-        settings = {"id": self.id, "image_column": self.image_column, "label_column": self.label_column}
+        settings = {key: getattr(self, key) for key in ("id", "config", "image_column", "label_column")}
         settings["split"] = self.split if self.split != "train" else None
         takes = {"digits": (), "folder": ("split",), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
         for key, value in settings.items():

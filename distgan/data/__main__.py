@@ -73,6 +73,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     known = ", ".join(_source_names())
     parser.add_argument("what", help=f"a source ({known}), a folder or zip archive of pictures, or an id on the hub")
     parser.add_argument("--path", help="a local copy of the source")
+    parser.add_argument("--config", help="configuration of a data set that has several")
     parser.add_argument("--split", default="train")
     parser.add_argument("--image-column")
     parser.add_argument("--label-column")
@@ -113,7 +114,8 @@ def _sizes(source: Source) -> str:
             except Exception:
                 seen["undecodable"] += 1
         else:
-            seen["x".join(map(str, record.content.shape[::-1])) + " L"] += 1
+            height, width = record.content.shape[-2:]
+            seen[f"{width}x{height} {'RGB' if record.content.ndim == 3 else 'L'}"] += 1
     said = ", ".join(f"{count} of {size}" for size, count in seen.most_common(5))
     return f"{said} among the {seen.total()} looked at"
 

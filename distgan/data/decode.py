@@ -41,7 +41,10 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Sca
         UndecodableError: it cannot be decoded, or would fill the memory (a decompression bomb).
         DeepError: it has more than 8 bits, and the scale says nothing of its kind.
     """
-    if isinstance(content, np.ndarray):
+    if isinstance(content, np.ndarray) and content.ndim == 3:  # (3, H, W) of bytes
+        array = np.array(Image.fromarray(content.transpose(1, 2, 0)).convert("RGB" if channels == 3 else "L"))
+        values = torch.from_numpy(array).view(*array.shape[:2], channels).permute(2, 0, 1)
+    elif isinstance(content, np.ndarray):
         values = torch.from_numpy(np.array(content, dtype=np.float32)).expand(channels, -1, -1)
     else:
         opened = _open(content, "RGB" if channels == 3 else "L", wanted=scale is not None)

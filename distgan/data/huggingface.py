@@ -1,59 +1,209 @@
 """Hugging Face data sets: parquet files, from a local copy or by way of the hub's cache."""
 
+import io
+import itertools
+import json
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from distgan.config import DataConfig, nearest
-from distgan.data.records import Record, Source, existing_folder
+from distgan.data import copies
+from distgan.data.records import Record, Source, numbered
+
+_BATCH = 256  # rows in memory at once
+_MOST_CLASSES = 100_000  # more numbers than that are no classes
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the pictures and their labels are."""
+
+    image: str
+    label: str | None
+    kind: str = ""
+    """What the labels are: `names` of the data set's own, `numbers` or `strings`."""
+    classes: tuple[str, ...] | None = None
+    """The data set's own names."""
 
 
 def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
     """Returns a data set of the hub, from `data.path` where that is set."""
-    return _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
+    source = _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
+    if source.count == 0:
+        where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
+        raise ValueError(f"{where} split {data.split} is empty.")
+    return source
+
+
+# A local copy ---------------------------------------------------------------------------------------------------------
 
 
 def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
-    """A copy of a data set's repository: its parquet files, `SPLIT-*.parquet` anywhere below the folder."""
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    root = existing_folder(data.path)
-    files = tuple(sorted(root.rglob(f"{data.split}-*.parquet")))
-    if not files:
-        raise ValueError(f"data.path is {root}, but no {data.split}-*.parquet is in it: it must be a copy of {name}.")
-    opened = [_arrow(file, parquet.ParquetFile, file) for file in files]
-    features = _arrow(files[0], datasets.Features.from_arrow_schema, opened[0].schema_arrow)
-    image, label, classes = _columns(data, features, name)
-    count = sum(file.metadata.num_rows for file in opened)
+    splits = copies.splits(data, name)
+    files = splits[data.split]
+    counts, columns = [], []
+    for file in files:
+        with _opened(file) as opened:
+            counts.append(opened.metadata.num_rows)
+            columns.append(_columns(data, _arrow(file, _features, opened), str(file), _first_rows(file, opened)))
+    for file, other in zip(files, columns, strict=True):
+        _refuse_another_kind(files[0], columns[0], file, other)
+    found = columns[0]
+    classes = found.classes
+    if found.label is not None and classes is None:
+        # Of all splits: one that lacks a class must not number the others differently.
+        values = [_labels(file, found.label) for file in itertools.chain(*splits.values())]
+        classes = _classes(itertools.chain(*values), found, name)
+    of = _labelled(found, classes)
 
     def records(every: int) -> Iterator[Record]:
-        columns = [image, *([label] if label else [])]
-        for file, reader in zip(files, opened, strict=True):
-            batches = reader.iter_batches(batch_size=256, columns=columns)
-            row = 0
-            while (batch := _arrow(file, next, batches, None)) is not None:
-                chosen = range(-row % every, len(batch), every)
-                rows = pyarrow.array(chosen, pyarrow.int64())  # typed: there may be none, which pyarrow takes for nulls
-                for i, values in zip(chosen, _arrow(file, batch.take(rows).to_pylist), strict=True):
-                    yield _record(f"row {row + i} of {file}", values, image, label, classes)
-                row += len(batch)
+        start = 0
+        for file, count in zip(files, counts, strict=True):
+            with _opened(file) as opened:
+                for row, values in _rows(file, opened, -start % every, every, found):
+                    yield of(f"row {row} of {file}", values)
+            start += count
 
-    return _not_empty(
-        Source(records=records, count=count, channels=channels, classes=classes, files=files, salt=image), data, name
+    return Source(
+        records=records,
+        count=sum(counts),
+        channels=channels,
+        classes=classes,
+        files=files,
+        salt=_salt(data, found),
     )
 
 
+def _opened(file: Path) -> Any:
+    from pyarrow import parquet
+
+    # Mapped, since pyarrow otherwise holds all of a row group's column in memory, which may be all of the file.
+    return _arrow(file, lambda: parquet.ParquetFile(file, memory_map=True))
+
+
+def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every n-th row of a file from the first on, with its number; reads no row group that holds none of them."""
+    import pyarrow
+
+    names = [columns.image, *([columns.label] if columns.label else [])]
+    sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+    starts = [0, *itertools.accumulate(sizes)]
+    wanted = [(first - start) % every < size for start, size in zip(starts, sizes, strict=False)]
+    for needed, run in itertools.groupby(range(len(sizes)), wanted.__getitem__):
+        groups = list(run)
+        if not needed:
+            continue
+        row = starts[groups[0]]
+        for batch in _batches(file, opened, batch_size=_BATCH, row_groups=groups, columns=names):
+            chosen = range((first - row) % every, len(batch), every)
+            rows = pyarrow.array(chosen, pyarrow.int64())  # typed: there may be none, which pyarrow takes for nulls
+            for i, values in zip(chosen, _arrow(file, batch.take(rows).to_pylist), strict=True):
+                yield row + i, values
+            row += len(batch)
+
+
+def _features(opened: Any) -> Any:
+    """What the columns hold, by the metadata of `datasets` where the file has them, and by their types elsewhere."""
+    import datasets
+    import pyarrow
+
+    schema = opened.schema_arrow
+    for i, field in enumerate(schema):
+        if pyarrow.types.is_dictionary(field.type):  # as pandas writes categories; their rows read as plain values
+            schema = schema.set(i, field.with_type(field.type.value_type))
+    return datasets.Features.from_arrow_schema(schema)
+
+
+def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
+    """A way to look at the first rows of a column."""
+
+    def read(column: str) -> list[Any]:
+        batches = _batches(file, opened, batch_size=16, columns=[column])
+        return next((batch.column(0).to_pylist() for batch in batches), [])
+
+    return read
+
+
+def _labels(file: Path, column: str) -> Iterator[Any]:
+    """The labels that a file has; none where it has no such column, as a test split may."""
+    with _opened(file) as opened:
+        if column in opened.schema_arrow.names:
+            for batch in _batches(file, opened, columns=[column]):
+                yield from batch.column(0).unique().to_pylist()
+
+
+def _batches(file: Path, opened: Any, **chosen: Any) -> Iterator[Any]:
+    batches = _arrow(file, lambda: opened.iter_batches(**chosen))
+    while (batch := _arrow(file, next, batches, None)) is not None:
+        yield batch
+
+
+def _refuse_another_kind(first: Path, columns: _Columns, file: Path, other: _Columns) -> None:
+    if columns == other:
+        return
+    if (columns.image, columns.label, columns.kind) == (other.image, other.label, other.kind):
+        ours, theirs = (f"the classes {numbered(one.classes or ())}" for one in (columns, other))
+    else:
+        ours, theirs = (
+            f"pictures in {one.image} and {f'{one.kind} in {one.label} as' if one.label else 'no'} labels"
+            for one in (columns, other)
+        )
+    raise ValueError(
+        f"{first} has {ours}, but {file} has {theirs}: they are not of one data set or configuration, so let data.path "
+        "be a folder with the files of one, or choose it with data.config."
+    )
+
+
+# The hub --------------------------------------------------------------------------------------------------------------
+
+
 def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
+    import datasets
+
+    split = _loaded(data, name, data.split)
+    found = _columns(data, split.features, name, lambda column: split.select(range(min(16, len(split))))[column])
+    classes = found.classes
+    if found.label is not None and classes is None:
+        splits = _loaded(data, name, None).values()
+        values = [other.unique(found.label) for other in splits if found.label in other.features]
+        classes = _classes(itertools.chain(*values), found, name)
+    # Other columns are left out: there may be pictures in them, which would be decoded for nothing.
+    raw = split.select_columns([found.image, *([found.label] if found.label else [])])
+    if isinstance(split.features[found.image], datasets.Image):
+        raw = raw.cast_column(found.image, datasets.Image(decode=False))
+    of = _labelled(found, classes)
+
+    def records(every: int) -> Iterator[Record]:
+        rows = range(0, len(raw), every)
+        for row, values in zip(rows, raw.select(rows), strict=True):
+            yield of(f"row {row} of {name}", values)
+
+    files = tuple(Path(file["filename"]) for file in split.cache_files)
+    return Source(
+        records=records,
+        count=len(split),
+        channels=channels,
+        classes=classes,
+        files=files,
+        salt=_salt(data, found),
+    )
+
+
+def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
+    """A data set by way of the hub's cache, or one split of it."""
     import datasets
 
     datasets.disable_progress_bars()
     # It says every retry aloud; what matters is said below, in one sentence.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        split = datasets.load_dataset(name, split=data.split)
+        return datasets.load_dataset(name, data.config, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
         raise ValueError(
             f"{name} is not a data set on the Hugging Face hub, or needs a login: check its id, or run `hf auth login`."
@@ -63,64 +213,126 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
             f"{name} is not in the cache and the Hugging Face hub cannot be reached: on a machine with a network "
             f"run `hf download --repo-type dataset {name} --local-dir DIR`, then give --data.path=DIR here."
         ) from error
-    except ValueError as error:  # datasets' own sentence for a split that is not there names those that are
-        raise ValueError(f"{name} cannot be loaded: {' '.join(str(error).split())}") from error
-    image, label, classes = _columns(data, split.features, name)
-    raw = split.cast_column(image, datasets.Image(decode=False))
-
-    def records(every: int) -> Iterator[Record]:
-        rows = range(0, len(raw), every)
-        for row, values in zip(rows, raw.select(rows), strict=True):
-            yield _record(f"row {row} of {name}", values, image, label, classes)
-
-    files = tuple(Path(file["filename"]) for file in split.cache_files)
-    return _not_empty(
-        Source(records=records, count=len(split), channels=channels, classes=classes, files=files, salt=image),
-        data,
-        name,
-    )
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise ValueError(f"{name} is a script, which is never run: {copies.converted(name)}") from error
+    except ValueError as error:
+        raise ValueError(_refusal(data, name, str(error))) from error
 
 
-def _columns(data: DataConfig, features: Any, name: str) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """Names of the image and label columns, as named or found, and of the classes."""
+def _refusal(data: DataConfig, name: str, said: str) -> str:
+    """A sentence for what `datasets` says of a configuration or split that is missing; it names those there are."""
+    said = " ".join(said.split())
+    listed = re.search(r"available configs: \[(.*?)\]|Available(?: configs in the cache)?: \[(.*?)\]", said)
+    cached = re.search(r"configurations in the cache: (.*?) Please", said)
+    known = ", ".join(re.findall(r"'([^']*)'", listed[0])) if listed else cached[1] if cached else None
+    if known is None:
+        return f"{name} cannot be loaded: {said}"
+    if data.config is not None:
+        return f'data.config is "{data.config}", which {name} does not have: known are {known}.'
+    return f"{name} has the configurations {known}: choose one with data.config."
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[str], list[Any]]) -> _Columns:
+    """The columns of the pictures and of the labels, as named or found, and the names of the classes."""
     import datasets
 
     for key, column in {"image_column": data.image_column, "label_column": data.label_column}.items():
         if column is not None and column not in features:
             raise ValueError(f'data.{key} is "{column}", which {name} does not have: {nearest(column, list(features))}')
-    found = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if data.image_column is None and not found:
+    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    encoded = [column for column, feature in features.items() if _is_bytes(feature)]
+    described = bool(pictures)
+    if not described:
+        pictures = [column for column in encoded if any(_is_picture(value) for value in first_rows(column))]
+    if data.image_column is None and not pictures:
         raise ValueError(f"{name} has no image column; its columns are {', '.join(features)}.")
-    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    image = data.image_column or found[0]
-    if not isinstance(features[image], datasets.Image):
+    image = data.image_column or pictures[0]
+    if image not in pictures + encoded:
         raise ValueError(
-            f'data.image_column is "{image}", which holds no images: {", ".join(found) or "no column does"}.'
+            f'data.image_column is "{image}", which holds no images: {", ".join(pictures) or "no column does"}.'
         )
-    label = data.label_column or (labels[0] if labels else None)
-    if label is not None and not isinstance(features[label], datasets.ClassLabel):
+    named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    # Without metadata a column of labels is known by its name alone. With them it is left to the user as ever: runs
+    # on such data have none.
+    likely = [column for column in ("label", "labels", "class") if not described and _kind(features.get(column))]
+    label = data.label_column or next(iter([*named, *likely]), None)
+    if label is None:
+        return _Columns(image, None)
+    kind = _kind(features[label])
+    if not kind:
         raise ValueError(f'data.label_column is "{label}", which holds no class labels.')
-    return image, label, tuple(features[label].names) if label is not None else None
+    return _Columns(image, label, kind, tuple(features[label].names) if kind == "names" else None)
 
 
-def _record(name: str, values: Any, image: str, label: str | None, classes: tuple[str, ...] | None) -> Record:
-    content, target = values.get(image), values.get(label) if label else None
-    if isinstance(content, dict) and content.get("bytes") is None and content.get("path"):
-        try:
-            content = {"bytes": Path(content["path"]).read_bytes()}
-        except OSError as error:
-            raise ValueError(f"{name} is kept in {content['path']}, which cannot be read.") from error
-    encoded = content.get("bytes") if isinstance(content, dict) else None
-    if target is not None and not (isinstance(target, int) and classes and -1 <= target < len(classes)):
-        raise ValueError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
-    return Record(name, encoded or b"", target)
+def _is_bytes(feature: Any) -> bool:
+    """Whether a column holds bytes, plain or in a struct beside a path, as `datasets` keeps pictures."""
+    content = feature.get("bytes") if isinstance(feature, dict) else feature
+    return getattr(content, "dtype", None) in ("binary", "large_binary")
 
 
-def _not_empty(source: Source, data: DataConfig, name: str) -> Source:
-    if source.count == 0:
-        where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
-        raise ValueError(f"{where} split {data.split} is empty.")
-    return source
+def _is_picture(value: Any) -> bool:
+    encoded = value.get("bytes") if isinstance(value, dict) else value
+    try:
+        with Image.open(io.BytesIO(encoded or b"")):
+            return True
+    except Exception:  # Pillow's openers meet what is no picture with nearly everything
+        return False
+
+
+def _kind(feature: Any) -> str:
+    """What a column's values are as labels; empty where they are none."""
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return "names"
+    dtype = str(getattr(feature, "dtype", ""))
+    return "numbers" if re.fullmatch(r"u?int\d+", dtype) else "strings" if dtype in ("string", "large_string") else ""
+
+
+def _classes(values: Iterable[Any], columns: _Columns, name: str) -> tuple[str, ...]:
+    """The names of plain labels: strings in order, and numbers from 0 to the last."""
+    there = {value for value in values if value is not None}
+    if columns.kind == "strings" and len(there) <= _MOST_CLASSES:
+        return tuple(sorted(there))
+    if columns.kind == "numbers" and max(there, default=-1) < _MOST_CLASSES:
+        return tuple(str(number) for number in range(max(there, default=-1) + 1))
+    raise ValueError(
+        f'the label column "{columns.label}" of {name} has {columns.kind} for more than {_MOST_CLASSES:,} classes: it '
+        "holds something else, so name another with data.label_column."
+    )
+
+
+def _salt(data: DataConfig, columns: _Columns) -> str:
+    """What of the configuration decides what is read from the files."""
+    return columns.image if data.label_column is None else json.dumps([columns.image, columns.label])
+
+
+def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[str, dict[str, Any]], Record]:
+    """A way to make records of rows."""
+    strings = {label: number for number, label in enumerate(classes or ())}
+    numbers: dict[Any, int] = strings if columns.kind == "strings" else {n: n for n in range(-1, len(strings))}
+
+    def of(name: str, values: dict[str, Any]) -> Record:
+        content, target = values[columns.image], values[columns.label] if columns.label else None
+        if isinstance(content, dict):
+            content = content.get("bytes") or _kept_elsewhere(name, content.get("path"))
+        if target is not None and target not in numbers:
+            raise ValueError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
+        return Record(name, content or b"", numbers[target] if target is not None else None)
+
+    return of
+
+
+def _kept_elsewhere(name: str, path: str | None) -> bytes:
+    try:
+        return Path(path).read_bytes() if path else b""
+    except OSError as error:
+        raise ValueError(f"{name} is kept in {path}, which cannot be read.") from error
 
 
 def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:

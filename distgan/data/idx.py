@@ -1,30 +1,66 @@
 """IDX, the format of MNIST's files (Y. LeCun, "THE MNIST DATABASE", file formats)."""
 
+import contextlib
 import gzip
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, cast
 
 import numpy as np
 
 
+def folder(path: Path, *, below: str) -> Path | None:
+    """Returns where the IDX files are: a folder itself, or where torchvision keeps them below it, if anywhere."""
+    places = [path, path / Path(below).name, path / below]
+    return next((place for place in places if any(place.glob("*[-.]idx3-ubyte*"))), None)
+
+
+def file(folder: Path, name: str) -> Path:
+    """Returns the file of a name in a folder: compressed, as it is published and has a checksum, or else plain."""
+    names = [f"{name}.gz", name, name.replace("-idx", ".idx")]  # some copies have a dot there
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
 def shape(file: Path) -> tuple[int, ...]:
-    """Returns the shape that a .gz file's header gives.
+    """Returns the shape that a file's header gives.
 
     Raises:
         ValueError: the file is missing, damaged or of another format.
     """
+    with _opened(file) as stream:
+        return _header(file, stream)
+
+
+def read(file: Path, dimensions: int) -> np.ndarray:
+    """Reads a file to its end, where gzip keeps its checksum: uint8 of as many dimensions.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another format.
+    """
+    with _opened(file) as stream:
+        sizes = _header(file, stream)
+        size = int(np.prod(sizes, dtype=object))
+        content = stream.read(size) if size < 2**34 else b""
+        rest = stream.read(1)
+    if len(sizes) != dimensions or len(content) != size or rest:
+        raise ValueError(f"{file} does not hold what its header says.")
+    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
     try:
-        with gzip.open(file) as stream:
-            return _header(file, stream)
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            yield cast(IO[bytes], stream)
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file} is damaged or cut short.") from error
 
 
-def _header(file: Path, stream: Any) -> tuple[int, ...]:
+def _header(file: Path, stream: IO[bytes]) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) != 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
         raise ValueError(f"{file} is not an IDX file of bytes.")
@@ -32,24 +68,3 @@ def _header(file: Path, stream: Any) -> tuple[int, ...]:
     if len(sizes) != 4 * magic[3]:
         raise ValueError(f"{file} is damaged or cut short.")
     return struct.unpack(f">{magic[3]}I", sizes)
-
-
-def read(file: Path, dimensions: int) -> np.ndarray:
-    """Reads a .gz file to its end, where gzip keeps its checksum: uint8 of as many dimensions.
-
-    Raises:
-        ValueError: the file is missing, damaged or of another format.
-    """
-    try:
-        with gzip.open(file) as stream:
-            sizes = _header(file, stream)
-            size = int(np.prod(sizes, dtype=object))
-            content = stream.read(size) if size < 2**34 else b""
-            rest = stream.read(1)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist.") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is damaged or cut short.") from error
-    if len(sizes) != dimensions or len(content) != size or rest:
-        raise ValueError(f"{file} does not hold what its header says.")
-    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)

@@ -17,7 +17,7 @@ class Record:
     name: str
     """What a message calls it."""
     content: bytes | np.ndarray
-    """An encoded picture, or values 0 ... 255 of shape (H, W)."""
+    """An encoded picture, or values 0 ... 255 of shape (H, W), or bytes of shape (3, H, W)."""
     label: int | None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from distgan.config import DataConfig
-from distgan.data import idx
+from distgan.data import cifar, idx
 from distgan.data.folders import folder
 from distgan.data.huggingface import hub_or_copy
 from distgan.data.records import Record, Source
@@ -53,17 +53,23 @@ def _digits(data: DataConfig) -> Source:
 
 
 def _cifar10(data: DataConfig) -> Source:
-    return hub_or_copy(data, "uoft-cs/cifar10", channels=3)
+    """From the hub, or from the binary version that its author publishes."""
+    original = cifar.original(data) if data.path is not None else None
+    return original or hub_or_copy(data, "uoft-cs/cifar10", channels=3)
 
 
 def _fashion_mnist(data: DataConfig) -> Source:
-    """From the hub, or from a folder of IDX .gz files as its authors publish them and Debian packages them."""
-    if data.path is None or not any(Path(data.path).glob("*-idx3-ubyte.gz")):
+    """From the hub, or from IDX files as its authors publish them, Debian packages them and torchvision keeps them."""
+    folder = idx.folder(Path(data.path), below="FashionMNIST/raw") if data.path is not None else None
+    if folder is None:
         return hub_or_copy(data, "zalando-datasets/fashion_mnist", channels=1)
     name = {"train": "train", "test": "t10k"}.get(data.split)
     if name is None:
         raise ValueError(f"data.split is {data.split}, but the IDX files have train and test.")
-    images, labels = (Path(data.path) / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
+    for key in ("config", "image_column", "label_column"):
+        if getattr(data, key) is not None:
+            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {folder} have no such thing.")
+    images, labels = (idx.file(folder, f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     shape = idx.shape(images)
     idx.shape(labels)
 

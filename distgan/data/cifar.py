@@ -1,0 +1,185 @@
+"""CIFAR-10 as its author publishes it, in the binary version (https://www.cs.toronto.edu/~kriz/cifar.html).
+
+A file holds records of one label byte and 3 x 32 x 32 bytes of pixels, plane by plane. The archive is read where it
+lies: nothing of it is unpacked.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar, cast
+
+import numpy as np
+
+from distgan.config import DataConfig
+from distgan.data.records import Record, Source
+
+_FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+_NAMES = "batches.meta.txt"
+_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_T = TypeVar("_T")
+_RECORD = 1 + 3 * 32 * 32
+_LARGEST = 2**30  # bytes that an archive may hold; CIFAR-10 has 184 MB
+_ARCHIVES = (".tar.gz", ".tgz")
+_FETCH = (
+    'fetch "CIFAR-10 binary version (suitable for C programs)" from https://www.cs.toronto.edu/~kriz/cifar.html and '
+    "give data.path its folder"
+)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The files of the data set, in a folder or in an archive."""
+
+    sizes: dict[str, int]
+    """Bytes of each, by its name."""
+    read: Callable[[str], bytes]
+    """Reads one of them."""
+    called: Callable[[str], str]
+    """What a message calls one of them."""
+    files: tuple[Path, ...]
+    """What there is on the disk."""
+
+
+def original(data: DataConfig) -> Source | None:
+    """Finds the binary version in `data.path`: the folder or archive itself, or what torchvision calls its root.
+
+    Raises:
+        ValueError: it is damaged or incomplete, or another version or data set is there, and no parquet files.
+    """
+    assert data.path is not None
+    place = _place(Path(data.path))
+    if place is None:
+        return None
+    names = _FILES.get(data.split)
+    if names is None:
+        raise ValueError(f"data.split is {data.split}, but the original CIFAR-10 has train and test.")
+    for key in ("config", "image_column", "label_column"):
+        if getattr(data, key) is not None:
+            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")
+    batches = _in_folder(place, names) if place.is_dir() else _in_archive(place)
+    for name in names:
+        size = batches.sizes.get(name)
+        if size is None:
+            raise ValueError(f"{batches.called(name)} is missing: {_FETCH}.")
+        if size == 0 or size % _RECORD:
+            raise ValueError(
+                f"{batches.called(name)} has {size:,} bytes, which is no whole number of images ({_RECORD:,} bytes "
+                f"each): it is damaged or cut short, so {_FETCH}."
+            )
+    classes: tuple[str, ...] = _CLASSES
+    if _NAMES in batches.sizes:
+        classes = tuple(batches.read(_NAMES).decode(errors="replace").split())
+        if len(classes) != len(_CLASSES):
+            raise ValueError(f"{batches.called(_NAMES)} names {len(classes)} classes, but must name 10.")
+
+    def records(every: int) -> Iterator[Record]:
+        start = 0
+        for name in names:
+            rows = np.frombuffer(batches.read(name), dtype=np.uint8).reshape(-1, _RECORD)
+            if rows[:, 0].max() >= len(classes):
+                raise ValueError(
+                    f"{batches.called(name)} has the label {rows[:, 0].max()}, but CIFAR-10 has 10 classes: it is "
+                    "damaged, or of another data set."
+                )
+            for i in range(-start % every, len(rows), every):
+                yield Record(f"image {i} of {batches.called(name)}", rows[i, 1:].reshape(3, 32, 32), int(rows[i, 0]))
+            start += len(rows)
+
+    count = sum(batches.sizes[name] for name in names) // _RECORD
+    # An archive holds both splits: the salt tells them apart.
+    return Source(
+        records=records, count=count, channels=3, classes=classes, files=batches.files, salt=f"binary {data.split}"
+    )
+
+
+def _place(path: Path) -> Path | None:
+    """The folder or archive of the binary version, if any.
+
+    Raises:
+        ValueError: there is only something else of the kind.
+    """
+    if path.is_file():
+        if not path.name.endswith(_ARCHIVES):
+            raise ValueError(f"data.path is {path}, but must be a folder, or the original CIFAR-10's .tar.gz.")
+        return path
+    for folder in (path, path / "cifar-10-batches-bin"):
+        if any((folder / name).exists() for names in _FILES.values() for name in names):
+            return folder  # with some of them missing, perhaps
+    for archive in sorted(path.glob("cifar-10-binary*")):
+        if archive.name.endswith(_ARCHIVES):
+            return archive
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        for found in (*sorted(path.glob("cifar-*")), path):
+            _refuse_others(found, {found.name, *(file.name for file in found.glob("*"))})
+    return None
+
+
+def _refuse_others(where: Path, names: set[str]) -> None:
+    """Says what is there instead of the binary version, if it is known."""
+    if names & {"data_batch_1", "test_batch", "batches.meta", "cifar-10-batches-py", "cifar-10-python.tar.gz"}:
+        raise ValueError(
+            f"{where} is the Python version of CIFAR-10, which is a pickle, and loading one can run any code: {_FETCH}."
+        )
+    if names & {"fine_label_names.txt", "coarse_label_names.txt"} or any(
+        name.startswith("cifar-100") for name in names
+    ):
+        raise ValueError(f"{where} is CIFAR-100, but data.source is cifar10: {_FETCH}.")
+
+
+def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
+    def read(name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{folder / name} cannot be read ({error.strerror}).") from error
+
+    there = {file.name: file for file in folder.iterdir() if file.is_file() and file.name in (*names, _NAMES)}
+    sizes = {name: file.stat().st_size for name, file in there.items()}
+    files = tuple(there[name] for name in (*names, _NAMES) if name in there)
+    return _Batches(sizes, read, lambda name: str(folder / name), files)
+
+
+def _in_archive(path: Path) -> _Batches:
+    """The archive's files by their last names: where it would have them unpacked is nothing to us."""
+
+    def opened(look: Callable[[tarfile.TarFile], _T]) -> _T:
+        try:
+            with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+                return look(archive)
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
+
+    _check(path)
+    found = opened(lambda archive: archive.getmembers())
+    wanted = {_NAMES, *_FILES["train"], *_FILES["test"]}
+    members = {name: one for one in found if one.isreg() and (name := PurePosixPath(one.name).name) in wanted}
+    if not members.keys() - {_NAMES}:
+        _refuse_others(path, {part for one in found for part in PurePosixPath(one.name).parts})
+        raise ValueError(f"{path} holds no {_FILES['train'][0]}: {_FETCH}.")
+
+    def read(name: str) -> bytes:
+        return opened(lambda archive: cast(IO[bytes], archive.extractfile(members[name])).read())
+
+    sizes = {name: member.size for name, member in members.items()}
+    return _Batches(sizes, read, lambda name: f"{name} in {path}", (path,))
+
+
+def _check(path: Path) -> None:
+    """Reads an archive to its end, where gzip keeps its checksum; it must not expand beyond reason."""
+    size = 0
+    try:
+        with gzip.open(path) as stream:
+            while piece := stream.read(2**20):
+                size += len(piece)
+                if size > _LARGEST:
+                    break
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
+    if size > _LARGEST:
+        raise ValueError(
+            f"{path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}."
+        )

@@ -1,0 +1,154 @@
+"""A local copy of a data set's repository: which of its parquet files make up which configuration and split.
+
+As the hub lays them out: `data/train-00000-of-00002.parquet`, `CONFIG/train-….parquet`, `CONFIG/train/0000.parquet`
+(its own conversion to parquet), `train.parquet`; and as README.md says, where its header has `configs:`.
+"""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+
+from distgan.config import DataConfig, nearest
+from distgan.data.records import existing_folder
+
+_SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+
+Splits = dict[str, tuple[Path, ...]]
+"""Files in order, by the name of their split."""
+
+
+def splits(data: DataConfig, name: str) -> Splits:
+    """Returns the files of the configuration that `data.config` names, or of the only one that has `data.split`.
+
+    Raises:
+        ValueError: the folder has no such files, or several configurations have some and none is named.
+    """
+    root = existing_folder(data.path)
+    # pathlib's order: part by part, so that a copy's images keep their order in later versions too.
+    found = [file for file in sorted(root.rglob("*.parquet")) if _visible(file.relative_to(root)) and file.is_file()]
+    if not found:
+        raise ValueError(_nothing_in(root, data, name))
+    configurations, default = _described(root, found)
+    if not configurations:
+        configurations = _by_names(root, found)
+    having = [config for config, files in configurations.items() if data.split in files]
+    if data.config is not None:
+        if data.config not in configurations:
+            raise ValueError(
+                f'data.config is "{data.config}", which {root} does not have: '
+                f"{nearest(data.config, list(configurations))}"
+            )
+        having = [config for config in having if config == data.config]
+    elif default in having:
+        having = [default]
+    if not having:
+        among = [configurations[data.config]] if data.config is not None else list(configurations.values())
+        raise ValueError(
+            f"data.path is {root}, but no {data.split}-*.parquet is in it: data.split must be one of "
+            f"{', '.join(sorted({split for files in among for split in files}))}."
+        )
+    if len(having) > 1:
+        raise ValueError(
+            f"data.path is {root}, which has the configurations {', '.join(having)}: choose one with data.config."
+        )
+    return configurations[having[0]]
+
+
+def _visible(path: PurePath) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _nothing_in(root: Path, data: DataConfig, name: str) -> str:
+    said = f"data.path is {root}, but no {data.split}-*.parquet is in it"
+    if any(root.glob("*.py")):
+        return f"{said}: it is a copy of a script, which is never run; {converted(name)}"
+    return f"{said}: it must be a copy of {name}."
+
+
+def converted(name: str) -> str:
+    """Returns what to do about a data set that is a script."""
+    return (
+        "the hub keeps most such data sets as parquet files too: run `hf download --repo-type dataset "
+        f"{name} --revision refs/convert/parquet --local-dir DIR`, then give --data.path=DIR."
+    )
+
+
+def _by_names(root: Path, found: Iterable[Path]) -> dict[str, Splits]:
+    """The configurations by the files' names: each is a folder."""
+    placed = [(file, *_place(file.relative_to(root))) for file in found]
+    named = any(split is not None for _, _, split in placed)
+    configurations: dict[str, Splits] = {}
+    for file, config, split in placed:
+        if split is None and named:
+            continue  # beside files of splits, one of no split is something else
+        files = configurations.setdefault(config, {})
+        files[split or "train"] = (*files.get(split or "train", ()), file)
+    return configurations
+
+
+def _place(path: PurePath) -> tuple[str, str | None]:
+    """The configuration and the split of a file, by its path below the folder."""
+    above, folder = path.parent.parent.as_posix(), path.parent.name.removeprefix("partial-")  # the first 5 GB of one
+    first = path.stem.partition("-")[0]
+    words = re.split("[^a-z]+", path.stem.lower())
+    if first in _SPLITS:
+        return path.parent.as_posix(), first
+    if folder.lower() in _SPLITS:
+        return above, folder.lower()
+    if folder and path.stem.isdigit():
+        return above, folder
+    if re.search(r"-\d+-of-\d+", path.stem):
+        return path.parent.as_posix(), first
+    return path.parent.as_posix(), next((word for word in words if word in _SPLITS), None)
+
+
+def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], str | None]:
+    """The configurations that README.md's header names and that have files here, and which is the default."""
+    configurations: dict[str, Splits] = {}
+    default = None
+    try:
+        for entry in _header(root).get("configs") or []:
+            config = str(entry["config_name"])
+            files = {split: files for split, files in _entry(root, found, entry).items() if files}
+            if files:
+                configurations[config] = files
+                default = config if entry.get("default") or config == "default" else default
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{root / 'README.md'} has a header whose `configs:` is not as the hub wants it.") from error
+    return configurations, default
+
+
+def _entry(root: Path, found: Sequence[Path], entry: dict[str, Any]) -> Splits:
+    """The files of one of README.md's configurations."""
+    root = root / str(entry.get("data_dir") or ".").strip("/")
+    patterns, inside = entry.get("data_files"), [file for file in found if file.is_relative_to(root)]
+    if patterns is None:
+        merged: Splits = {}
+        for files in _by_names(root, inside).values():
+            merged |= {split: (*merged.get(split, ()), *more) for split, more in files.items()}
+        return merged
+    if isinstance(patterns, list) and all(isinstance(part, dict) for part in patterns):
+        return {str(part["split"]): _matching(root, inside, part["path"]) for part in patterns}
+    return {"train": _matching(root, inside, patterns)}
+
+
+def _header(root: Path) -> dict[str, Any]:
+    """What stands between the two `---` at the top of README.md, if anything."""
+    try:
+        text = (root / "README.md").read_text(encoding="utf-8")
+        between = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        header = yaml.safe_load(between[1]) if between else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
+def _matching(folder: Path, files: Iterable[Path], patterns: str | list[str]) -> tuple[Path, ...]:
+    """The files that one of the patterns names. They choose among what is here: none leads out of the folder."""
+    wanted = [patterns] if isinstance(patterns, str) else patterns
+    wanted = [pattern.removeprefix("./").replace("**/", "*") for pattern in wanted]
+    return tuple(file for file in files if any(fnmatch.fnmatch(str(file.relative_to(folder)), one) for one in wanted))
