@@ -239,10 +239,12 @@ def _prepare(source: Source, data: DataConfig, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
     if skipped:
         console.print(
-            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}", soft_wrap=True
+            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}",
+            soft_wrap=True,
+            markup=False,
         )
     if (seconds := time.monotonic() - started) > 5:
-        console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
+        console.print(f"prepared {len(labels):,} images in {seconds:.0f} s: {folder}", soft_wrap=True, markup=False)
 
 
 def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:
