@@ -97,9 +97,9 @@ def adopt_mpirun() -> None:
         os.environ.setdefault("MASTER_PORT", str(10000 + _ancestor_without(names[0]) % 20000))
     elif missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
         raise ValueError(
-            f"mpirun started {world} ranks on several machines, but {' and '.join(sorted(missing))} is not set, so that "
-            "they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and Intel "
-            "MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is the machine of rank 0."
+            f"mpirun started {world} ranks on several machines, but {' and '.join(sorted(missing))} is not set, so "
+            "that they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and "
+            "Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is the machine of rank 0."
         )
 
 
