@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, steps, tensors
 from PIL import Image
 from programs import launch, processes
@@ -55,6 +56,7 @@ def test_a_run_whose_output_is_lost_trains_as_ever(tmp_path, small_run, lost, wo
 
 
 def train_here(argv: list[str], lost) -> None:
+    torch.set_num_threads(1)  # as in every rank of `launch`
     lost()
     train.train(config.parse(argv)[0])
 
