@@ -71,14 +71,19 @@ def test_a_run_from_python_whose_output_is_lost_trains_as_ever(tmp_path, small_r
 
 
 def test_characters_that_a_terminal_does_not_have_are_written_otherwise(tmp_path, small_run):
-    run, log = tmp_path / os.fsdecode(b"\xc3\xa9\xff [b] \xe2\x86\x92"), tmp_path / "log"
+    run, log = tmp_path / "é [b] →", tmp_path / "log"
     argv = [*TINY, f"--run.dir={run}"]
     assert launch([*argv, "--run.stop_at=5"], setups=[ascii_only], log=log) == [0]
     assert launch(argv, setups=[ascii_only], log=log) == [0]  # its own recipe is read again
     assert tensors(run, 11) == tensors(small_run, 11)
     said = log.read_text(encoding="ascii")
     assert "step 11/11  loss D " in said
-    assert rf"{tmp_path}/\xe9\udcff [b] \u2192/checkpoints" in said
+    assert rf"{tmp_path}/\xe9 [b] \u2192/checkpoints" in said
+
+
+def test_a_path_that_no_recipe_can_hold_is_refused():
+    with pytest.raises(ValueError, match=r"^run\.dir is runs/\?, which is no text .*: set PYTHONUTF8=1, or rename"):
+        config.parse([f"--run.dir={os.fsdecode(bytes([*b'runs/', 255]))}"])
 
 
 def test_names_that_look_like_markup_are_names(tmp_path):
