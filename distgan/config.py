@@ -467,10 +467,10 @@ def parse(
         raise ValueError(f"the recipe {found.config} is not a text file.") from error
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     for key, value in _flatten(as_dict(config)).items():
-        if not str(value).isascii() and (given := str(value).encode(errors="replace").decode()) != str(value):
-            raise ValueError(  # the run could not be read again
-                f"{key} is {given}, which is no text in this locale's encoding: set PYTHONUTF8=1, or rename what is not "
-                "named in UTF-8."
+        if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
+            raise ValueError(
+                f"{key} is {given}, which is no text in this locale's encoding: set PYTHONUTF8=1, or rename what is "
+                "not named in UTF-8."
             )
     return config, namespace["check"]
 

@@ -31,7 +31,6 @@ def of_torchs_launcher() -> None:
 @pytest.mark.parametrize(
     ("number", "world", "before"),
     [
-        (signal.SIGHUP, 1, []),
         (signal.SIGHUP, 2, []),
         (signal.SIGHUP, 2, [ignore_hangups, of_torchs_launcher]),  # it hears a hangup itself, and passes it on
         (signal.SIGQUIT, 2, []),
