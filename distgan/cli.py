@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from distgan import __version__
+from distgan import __version__, output
 from distgan.errors import StoppedError, is_spoken_for
 
 VERBS = {
@@ -25,6 +25,7 @@ VERBS = {
 }
 
 
+@output.unfailing()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit code. Imports torch only with the verb."""
     words = list(sys.argv[1:] if argv is None else argv)

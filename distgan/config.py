@@ -317,6 +317,9 @@ class CheckpointConfig:
             _at_least("checkpoint.keep_every", self.keep_every, 1)
 
 
+_REFUSED_BY_WANDB = set("/\\#?%:")  # in a project's name
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """What is recorded on the way."""
@@ -324,7 +327,7 @@ class TrackConfig:
     to: Literal["wandb", "none"] = "wandb"
     """`wandb` (offline where there is no key), or `none`; metrics.jsonl and samples/ are written in any case."""
     project: str = "distgan"
-    """wandb project."""
+    """wandb project. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off, whatever stands here."""
     log_every: int = 100
     """Write the metrics every so many steps, each averaged over these steps."""
     sample_every: int = 1000
@@ -332,6 +335,13 @@ class TrackConfig:
     class, of the first 32."""
 
     def __post_init__(self) -> None:
+        refused = sorted(_REFUSED_BY_WANDB & set(self.project))
+        if self.to == "wandb" and (refused or not 0 < len(self.project.strip()) <= len(self.project) <= 128):
+            why = f"with {' '.join(refused)} in it" if refused else "empty" if not self.project.strip() else "too long"
+            raise ValueError(
+                f'track.project is "{self.project}", {why}: wandb takes names of up to 128 characters without any of '
+                f"{' '.join(sorted(_REFUSED_BY_WANDB))}."
+            )
         _at_least("track.log_every", self.log_every, 1)
         _at_least("track.sample_every", self.sample_every, 1)
 
@@ -480,6 +490,12 @@ def parse(
     except UnicodeDecodeError as error:
         raise ValueError(f"the recipe {found.config} is not a text file.") from error
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
+    for key, value in _flatten(as_dict(config)).items():
+        if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
+            raise ValueError(
+                f"{key} is {given}, which is no text in this locale's encoding: set PYTHONUTF8=1, or rename what is "
+                "not named in UTF-8."
+            )
     return config, namespace["check"]
 
 

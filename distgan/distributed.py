@@ -33,10 +33,15 @@ from torch import Tensor
 from distgan import __version__
 from distgan.config import TrainConfig
 from distgan.errors import StoppedError, is_spoken_for, spoken_for
-from distgan.meeting import adopt_srun, meet
+from distgan.meeting import adopt_mpirun, adopt_srun, meet, started_by
 from distgan.watchdog import Watchdog
 
 T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""From a person, a terminal that closes, or a launcher: all that torch's passes on."""
+WARNING_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""What a cluster sends ahead of a limit."""
 
 _MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 _PATIENCE = timedelta(days=1)  # of those who wait, for a machine that prepares its images, say; see watchdog.py
@@ -48,13 +53,14 @@ def launched_ranks() -> tuple[int, int]:
     Raises:
         ValueError: the environment announces several ranks and does not say which one this is.
     """
+    adopt_mpirun()  # first: on a Slurm cluster it starts its daemons with srun
     adopt_srun()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if world > 1 and missing:
         raise ValueError(
             f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, so that the processes cannot find "
-            "each other: start the ranks with `accelerate launch`, `torchrun` or `srun`."
+            "each other: start the ranks with `accelerate launch`, `torchrun`, `srun` or `mpirun`."
         )
     return int(os.environ.get("RANK", "0")), world
 
@@ -218,11 +224,10 @@ class Ranks:
             undo.enter_context(_left_as_it_was())
             if _forked.is_set():  # as notebook_launcher's: of torch's threads in the parent there are none here,
                 torch.set_num_threads(1)  # and work that is shared out to them would never be done
-            _die_with_launcher()
-            # What a cluster sends ahead of a limit is kept for when the run can save. Ctrl-C and SIGTERM end it until
-            # then.
-            self.requests.listen(signal.SIGUSR1, signal.SIGUSR2)
-            undo.callback(self.requests.unlisten, signal.SIGUSR1, signal.SIGUSR2)
+            _follow_launcher()
+            # These are kept for when the run can save; the others end it until then.
+            self.requests.listen(*WARNING_SIGNALS)
+            undo.callback(self.requests.unlisten, *WARNING_SIGNALS)
             if self.world > 1:
                 self._store, nodes = meet(timeout=self._timeout)
                 self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
@@ -439,9 +444,8 @@ class Agreed(NamedTuple):
 class Requests:
     """What may come up on one rank at any moment, turned into decisions that all ranks take at the same step.
 
-    Stop signals are Ctrl-C, SIGTERM, and SIGUSR1 and SIGUSR2, which clusters send ahead of a time limit. The flags of
-    each step are reduced over a CPU group of its own while the step after runs, and read then: the training stream is
-    never waited for.
+    The flags of each step are reduced over a CPU group of its own while the step after runs, and read then: the
+    training stream is never waited for.
     """
 
     def __init__(self) -> None:
@@ -452,11 +456,13 @@ class Requests:
         self._previous: dict[int, Any] = {}
 
     def listen(self, *numbers: int) -> None:
-        """From now on these signals are requests to stop."""
+        """From now on these signals are requests to stop; but a hangup under `nohup` stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread alone, and lets no other one take them
         for number in numbers:
-            self._previous[number] = signal.signal(number, self._receive)
+            self._previous[number] = signal.getsignal(number)
+            if number != signal.SIGHUP or self._previous[number] != signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def unlisten(self, *numbers: int) -> None:
         """From now on these signals do what they did before."""
@@ -508,14 +514,18 @@ def asked_for_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
-def _die_with_launcher() -> None:
+def _follow_launcher() -> None:
     """Has the kernel end this worker when its launcher dies, so that no orphan goes on holding the run's folder.
 
-    torchelastic's launcher forwards signals, and its death is a fault: the worker is killed. Accelerate's launcher of
-    one process forwards none: its death is how a signal arrives, and the worker saves and leaves.
+    torchelastic's launcher forwards signals, and its death is a fault: the worker is killed. It hears a hangup even
+    under `nohup`, and forwards that, too. Accelerate's launcher of one process forwards none: its death is how a signal
+    arrives, and the worker saves and leaves; so it does when mpirun dies.
     """
     pr_set_pdeathsig = 1  # prctl(2)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and "TORCHELASTIC_RUN_ID" in os.environ and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    elif sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    elif sys.platform == "linux" and ("ACCELERATE_MIXED_PRECISION" in os.environ or started_by() == "mpirun"):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

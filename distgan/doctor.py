@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,11 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from distgan import distributed, paths, results
-from distgan.config import DataConfig, TrainConfig
+from distgan import distributed, paths, results, tracking
+from distgan.config import DataConfig, TrackConfig, TrainConfig
 from distgan.data.store import cache_folder
 from distgan.distributed import Ranks
-from distgan.meeting import node
-from distgan.tracking import wandb_mode
+from distgan.meeting import node, started_by
 
 _PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
 _FLOATS = 3_500_000  # all-reduced: about the gradients of the larger network of a 64-pixel DCGAN of width 64
@@ -81,18 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def facts_here(rank: int) -> dict[str, Any]:
     """What this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
-    try:
-        distributed.check_launcher()
-        distributed.check_gpus()
-        refused = None
-    except ValueError as error:
-        refused = str(error)
+    refused = _refused(distributed.check_launcher) or _refused(distributed.check_gpus)
     use_cpu = distributed.use_cpu()
     cache = cache_folder(DataConfig())
     facts: dict[str, Any] = {
         "rank": rank,
         "host": socket.gethostname(),
         "node": node(),
+        "started_by": started_by(),
         "versions": distributed.versions(),
         "others": {name: importlib.metadata.version(name) for name in ("torchvision", "wandb")},
         "refused": refused,
@@ -111,7 +106,8 @@ def facts_here(rank: int) -> dict[str, Any]:
         "shared_memory_free": _free("/dev/shm"),
         "cpus": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "wandb": wandb_mode(),
+        "wandb": tracking.wandb_mode(),
+        "wandb_refused": _refused(lambda: tracking.check(TrackConfig())),
         "wandb_asked": os.environ.get("WANDB_MODE"),
         "cache": str(cache),
         "cache_fault": _fault(cache, make=True),
@@ -175,6 +171,7 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
     on_gpu = facts["backend"] == "nccl"
     advice: list[tuple[object, Weight, str]] = [
         (facts["refused"], "training fails", str(facts["refused"])),
+        (facts["wandb_refused"], "training fails", f"{facts['wandb_refused']} Or train with --track.to=none."),
         (
             facts["cache_fault"],
             "training fails",
@@ -279,6 +276,7 @@ def show(everyone: list[dict[str, Any]], findings: list[Finding]) -> None:
         )  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     lines = {
+        "started by": first["started_by"],
         "backend": first["backend"] if len(everyone) > 1 else "none, with one process",
         "wandb": first["wandb"],
         "data cache": f"{first['cache']}, {first['data_sets']} prepared, {first['cache_free'] / 1e9:.1f} GB free",
@@ -299,6 +297,14 @@ def _who(ranks: list[int], world: int) -> str:
     if len(ranks) == world:
         return "every rank" if world > 1 else "here"
     return " and ".join(f"rank {rank}" for rank in ranks)
+
+
+def _refused(check: Callable[[], None]) -> str | None:
+    try:
+        check()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _fault(folder: Path, *, make: bool) -> str | None:

@@ -58,7 +58,7 @@ def export(run: str, to: Path) -> None:
             shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
         if folder.extractor.exists():
             shutil.copyfile(folder.extractor, to / folder.extractor.name)
-        (to / "README.md").write_text(card(config, found))
+        (to / "README.md").write_text(card(config, found), encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from torch import nn
 from distgan import checkpoint, models, rollback
 from distgan.config import Config
 from distgan.data import Images
-from distgan.distributed import Ranks
+from distgan.distributed import STOP_SIGNALS, Ranks
 from distgan.errors import NotFiniteError, NotSavedError, StoppedError, TroubleError
 from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
@@ -152,7 +151,7 @@ class Housekeeping:
             f"{self._ranks.world} x {self._ranks.accelerator.device.type}, {per_rank} images each, "
             f"{self._config.train.precision}"
         )
-        self._requests.listen(signal.SIGINT, signal.SIGTERM)
+        self._requests.listen(*STOP_SIGNALS)
         return self
 
     def _start(self) -> str | None:
@@ -167,7 +166,7 @@ class Housekeeping:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
+            self._requests.unlisten(*STOP_SIGNALS)
             self._requests.finish()
             self._ranks.on_rank_zero(self._tracker.close)
             self.end()
@@ -180,7 +179,7 @@ class Housekeeping:
         finally:
             self._finish_writing()
             # Only now: the launcher's SIGTERM must not cut the words short.
-            self._requests.unlisten(signal.SIGINT, signal.SIGTERM)
+            self._requests.unlisten(*STOP_SIGNALS)
             self._tracker.close()
 
     def end(self) -> None:

@@ -63,6 +63,71 @@ def meet(*, timeout: float) -> Meeting:
     return Meeting(PrefixStore(called["name"], store), called["nodes"])
 
 
+_MPI = (  # a rank, their number, and both of one machine, as told by Open MPI; MPICH and Intel MPI; Cray; MVAPICH
+    (*("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+)
+
+
+def adopt_mpirun() -> None:
+    """Where mpirun started several processes, makes them ranks, as torchrun would.
+
+    Raises:
+        ValueError: they are on several machines and are not told where to meet, or are not told where they are.
+    """
+    names = _of_mpirun()
+    if "WORLD_SIZE" in os.environ:
+        return
+    if names is None:
+        if int(os.environ.get("PMI_SIZE", "1")) > 1 and "SLURM_PROCID" not in os.environ:
+            raise ValueError(
+                f"PMI_SIZE is {os.environ['PMI_SIZE']}, but this mpirun does not tell which processes share a machine: "
+                "start the ranks with `accelerate launch`, `torchrun` or `srun`."
+            )
+        return
+    rank, world, local_rank, local_world = (os.environ[name] for name in names)
+    if world == "1":
+        return
+    os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_world}
+    if local_world == world:
+        os.environ["GROUP_RANK"] = "0"
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(10000 + _ancestor_without(names[0]) % 20000))
+    elif missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+        raise ValueError(
+            f"mpirun started {world} ranks on several machines, but {' and '.join(sorted(missing))} is not set, so "
+            "that they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and "
+            "Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is the machine of rank 0."
+        )
+
+
+def _of_mpirun() -> tuple[str, str, str, str] | None:
+    """What the mpirun that started this process, if one did, calls rank, ranks, and both of this machine."""
+    return next((names for names in _MPI if all(name in os.environ for name in names)), None)
+
+
+def _ancestor_without(name: str) -> int:
+    """The number of the process that gave a variable to this one, or to its parents; 0 where it cannot be seen."""
+    for process in psutil.Process().parents():
+        try:
+            if name not in process.environ():
+                return process.pid
+        except psutil.Error:  # somebody else's, as a daemon's
+            return process.pid
+    return 0
+
+
+def started_by() -> str:
+    """What made this process a rank, in the user's words."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "accelerate launch or torchrun"
+    if "WORLD_SIZE" not in os.environ:
+        return "hand"
+    return "mpirun" if _of_mpirun() else "srun" if "SLURM_PROCID" in os.environ else "its environment"
+
+
 def adopt_srun() -> None:
     """Where srun itself started several tasks, without a launcher on each node, makes them ranks, as torchrun would."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
@@ -185,8 +250,8 @@ def _two(rank: int, one: str, other: str) -> ValueError:
 
 def _together() -> str:
     """What to do, in the launcher's own words."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" in os.environ:
-        return "start all ranks by one srun"
+    if (by := started_by()) in ("mpirun", "srun"):
+        return f"start all ranks by one {by}"
     return (
         "start the launchers of all nodes together, each with its own --machine_rank, and all with the same "
         "--num_machines, --main_process_ip and --main_process_port"

@@ -22,5 +22,5 @@ def shown(items: Iterable[T], what: str, count: int, *, each: int = 1) -> Iterat
     for i, item in enumerate(items):
         if time.monotonic() - told > _TELL_EVERY:
             told = time.monotonic()
-            console.print(f"{what}: {i * each:,} of {count * each:,} images", soft_wrap=True)
+            console.print(f"{what}: {i * each:,} of {count * each:,} images", soft_wrap=True, markup=False)
         yield item

@@ -18,12 +18,14 @@ from urllib.parse import urlparse
 
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from distgan.config import Config, as_dict
+from distgan.config import Config, TrackConfig, as_dict
 from distgan.distributed import Ranks
+from distgan.meeting import started_by
 from distgan.pictures import grid
 from distgan.run_folder import RunFolder, cut_metrics
 
@@ -72,11 +74,32 @@ class Meter:
         self._counts = list(counts)
 
 
+def check(track: TrackConfig) -> None:
+    """Checks what the environment asks of wandb, where it is to record.
+
+    Raises:
+        ValueError: wandb would refuse it; naming the variable.
+    """
+    if track.to != "wandb" or wandb_mode() == "disabled":
+        return
+    import wandb
+
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_"):
+            try:
+                wandb.Settings().update_from_env_vars({name: value})
+            except Exception as error:  # wandb's, and pydantic's of many lines
+                said = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else error
+                shown = "set to what" if "KEY" in name else f"{value!r}, which"
+                raise ValueError(f"{name} is {shown} wandb refuses ({said}): correct or unset it.") from error
+
+
 class Tracker:
     """Records a run. Made on every rank; `start`, `log` and `samples` are for rank zero, by way of `on_rank_zero`."""
 
     def __init__(self, accelerator: Accelerator, folder: RunFolder, config: Config) -> None:
         self._accelerator, self._folder, self._config = accelerator, folder, config
+        self._to_wandb = config.track.to == "wandb" and wandb_mode() != "disabled"
         self._metrics: IO[bytes] | None = None
         self._unwritten = b""
         self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
@@ -94,14 +117,19 @@ class Tracker:
             abandoned: whether the metrics after that step were given up by a rollback, and are to be kept elsewhere.
         """
         self._lost = lost
-        if self._config.track.to == "wandb":
+        if self._config.track.to == "wandb" and not self._to_wandb:
+            print(
+                "wandb: switched off by WANDB_DISABLED or WANDB_MODE; metrics.jsonl and samples/ have it all",
+                flush=True,
+            )
+        if self._to_wandb:
             # A sweep's agent, or whoever else has named the run, waits for it under that name.
             wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             self._start_wandb(wandb_id)
         cut_metrics(self._folder.metrics, step, abandoned=abandoned)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and started_by() != "mpirun":  # whose terminal is only its own way to a log
             self._progress = _progress(self._config.last_step, step)
         self._timed_from = (time.monotonic(), step)
         return wandb_id
@@ -109,7 +137,7 @@ class Tracker:
     def alert(self, step: int, what: str) -> None:
         """Warns of something that the user will want to look at, in wandb too."""
         print(f"distgan: warning: at step {step} {what}.", file=sys.stderr, flush=True)
-        if self._config.track.to == "wandb":
+        if self._to_wandb:
             run = self._accelerator.get_tracker("wandb", unwrap=True)
             self._wandb(lambda: run.alert(title=f"{self._folder.path.name}: trouble", text=f"at step {step} {what}"))
 
@@ -154,7 +182,7 @@ class Tracker:
         except OSError:
             file.unlink(missing_ok=True)
             raise
-        if self._config.track.to == "wandb":
+        if self._to_wandb:
             wandb = self._accelerator.get_tracker("wandb")
             self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
 
@@ -196,7 +224,8 @@ class Tracker:
 
         mode = wandb_mode()
         if mode == "offline":
-            self._say_offline("no key found; `wandb login` or WANDB_API_KEY sends runs to the server")
+            asked = "as WANDB_MODE asks" if os.environ.get("WANDB_MODE") else "no key found"
+            self._say_offline(f"{asked}; `wandb login` or WANDB_API_KEY sends runs to the server")
         try:
             self._init_wandb(wandb_id, mode)
         except Exception as error:  # of many kinds, from wandb's service
@@ -230,7 +259,7 @@ class Tracker:
         before, after = metrics["score/fake_before"], metrics["score/fake_after"]
         text = (
             f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
-            f"score of real {metrics['score/real']:.2f}, fake {before:.2f} → {after:.2f}  {images_per_s:,.0f} images/s"
+            f"score of real {metrics['score/real']:.2f}, fake {before:.2f} -> {after:.2f}  {images_per_s:,.0f} images/s"
         )
         if evaluated := [name for name in metrics if name.startswith("eval/")]:
             text += "  " + "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4g}" for name in evaluated)
@@ -256,11 +285,16 @@ def _progress(total: int, completed: int) -> Progress:
 
 
 def wandb_mode() -> str:
-    """The user's WANDB_MODE, else online exactly where there is a key: wandb itself fails without one, unless asked."""
+    """`disabled` where WANDB_DISABLED says so, else the user's WANDB_MODE, else online exactly where there is a key.
+
+    wandb itself fails without one, unless asked, and does not know WANDB_DISABLED any more, which many scripts set.
+    """
     import wandb
 
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off"):
+        return "disabled"
     if mode := os.environ.get("WANDB_MODE"):
-        return mode
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
     own = os.environ.get("WANDB_BASE_URL")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from distgan import checkpoint, data, distributed, losses, models, seeding
+from distgan import checkpoint, data, distributed, losses, models, output, seeding, tracking
 from distgan import config as configuration
 from distgan.augment import Augment
 from distgan.config import Config, DataConfig
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         train(config)
 
 
+@output.unfailing()
 def train(config: Config) -> None:
     """Collective: trains to the end of the run, from where its folder stands; a stop signal saves and returns early.
 
@@ -44,6 +45,7 @@ def train(config: Config) -> None:
         NotFiniteError: the training diverged; the checkpoints before stay.
     """
     distributed.check(config.train)
+    tracking.check(config.track)
     with Ranks(timeout=config.run.timeout) as ranks:
         with ranks.alone():
             distributed.check_gpus()
@@ -174,6 +176,7 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
 def check(config: Config) -> None:
     """Prints what would run, and stops: no GPU or process group is touched, nothing written but caches."""
     distributed.check(config.train)
+    tracking.check(config.track)
     distributed.check_gpus()
     rank, world = distributed.launched_ranks()
     prepared = _prepare(config)

@@ -62,11 +62,12 @@ def test_prepared_data_sets_are_counted_and_a_folder_that_cannot_be_written_is_t
 def facts(**others: object) -> dict:
     """A healthy rank, on a CPU."""
     return {
-        "rank": 0, "host": "a", "node": "0", "versions": {"torch": "2.14"}, "others": {}, "refused": None,
-        "device": "cpu", "backend": "gloo", "precisions": ["fp32"], "gpus": 0, "nvidia_devices": 0, "hidden": None,
-        "asked_for_cpu": False, "local_ranks": 1, "interface": None, "nccl_interface": None,
+        "rank": 0, "host": "a", "node": "0", "started_by": "hand", "versions": {"torch": "2.14"}, "others": {},
+        "refused": None, "device": "cpu", "backend": "gloo", "precisions": ["fp32"], "gpus": 0, "nvidia_devices": 0,
+        "hidden": None, "asked_for_cpu": False, "local_ranks": 1, "interface": None, "nccl_interface": None,
         "infiniband": [], "locked_memory": -1, "shared_memory_free": 1 << 30, "cpus": [0, 1, 2, 3], "threads": 2,
-        "wandb": "online", "wandb_asked": None, "cache": "/cache", "cache_fault": None, "cache_free": 1 << 40,
+        "wandb": "online", "wandb_refused": None, "wandb_asked": None, "cache": "/cache",
+        "cache_fault": None, "cache_free": 1 << 40,
         "data_sets": 1, "folder": "/home", "folder_fault": None, "folder_free": 1 << 40,
     } | others  # fmt: skip
 

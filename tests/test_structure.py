@@ -21,7 +21,7 @@ LEAVES = [
     "metrics",
     "errors",
 ]
-LEAVES += ["progress", "results", "guard", "paths"]
+LEAVES += ["progress", "results", "guard", "paths", "output"]
 VERBS = ["train", "where", "doctor", "sample", "export", "evaluate", "compare"]  # and data/__main__.py
 PLUMBING = ["distributed", "checkpoint", "run_folder", "tracking", "meeting", "watchdog", "cache", "trained"]
 PLUMBING += ["extractor_weights", "evaluation", "standing", "rollback", "housekeeping"]

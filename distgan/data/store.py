@@ -291,7 +291,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if (seconds := time.monotonic() - started) > 5:
-        console.print(f"prepared {written:,} images in {seconds:.0f} s: {folder}", soft_wrap=True)
+        console.print(f"prepared {written:,} images in {seconds:.0f} s: {folder}", soft_wrap=True, markup=False)
 
 
 def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None) -> int:

@@ -1,0 +1,64 @@
+"""Output that never ends a run, whatever becomes of the terminal, the pipe or the disk that takes it."""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+@contextlib.contextmanager
+def unfailing() -> Iterator[None]:
+    """Has standard output and error swallow what cannot be written, as long as it is entered.
+
+    That is what a reader who is gone, a closed terminal or a full disk refuse. A character that the encoding does not
+    have is written as its number. Streams that are no files, as a notebook's, stay as they are.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed: what prints without Python would write into the next file that is opened
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_unfailing(stream) for stream in before)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):  # of streams that are not ours
+            sys.stdout.flush()
+            sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Swallowing(io.FileIO):
+    """A file that takes whatever it is given."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            written: int | None = super().write(data)
+        except OSError:
+            written = None
+        return len(data) if written is None else written  # None: a pipe that does not block is full
+
+
+def _unfailing(stream: TextIO | None) -> TextIO:
+    if stream is None or stream.closed:  # Python's for a descriptor that was closed
+        return io.TextIOWrapper(_Swallowing(os.devnull, "w"), encoding="utf-8", errors="backslashreplace")
+    if not isinstance(stream, io.TextIOWrapper) or isinstance(
+        getattr(stream.buffer, "raw", stream.buffer), _Swallowing
+    ):
+        return stream
+    try:
+        file = _Swallowing(stream.fileno(), "w", closefd=False)
+    except OSError:  # none that the kernel knows, as what pytest captures in
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    return io.TextIOWrapper(
+        file if stream.write_through else io.BufferedWriter(file),  # as Python makes its own
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
