@@ -184,7 +184,14 @@ class Housekeeping:
 
     def end(self) -> None:
         """Tells where things lie, and leaves the folder."""
-        self._ranks.say(_where_things_lie(self._folder, self._step, self._config, self._standing.say()))
+        if self._trouble is not None:
+            how = "stopped by the guard, and saved"
+        elif self._step >= self._config.last_step:
+            how = "done"
+        else:
+            how = "stopped and saved; the same command goes on"
+        steps = max(self._step, self._config.last_step)  # beyond it, once a run was extended
+        self._ranks.say(f"{how}: step {self._step} of {steps}\n{_where_things_lie(self._folder, self._standing.say())}")
         if self._claim is not None:
             self._claim.release()
 
@@ -292,7 +299,8 @@ class Housekeeping:
         self._ranks.on_rank_zero(lambda: self._tracker.alert(self._step, said))
         first = min(troubles, key=lambda trouble: trouble.since)
         way = self._ranks.on_rank_zero(lambda: self._writing_down(lambda: self._way_back(first)))
-        verdict = rollback.decide(self._config.guard, way, not_finite=first.not_finite)
+        ended = self._step >= self._config.last_step
+        verdict = rollback.decide(self._config.guard, way, not_finite=first.not_finite, ended=ended)
         if verdict.action == "roll back":
             return first
         if verdict.action == "fail":
@@ -451,10 +459,9 @@ def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def _where_things_lie(folder: RunFolder, step: int, config: Config, best: str | None) -> str:
-    """The end of a run, for the user: each place, and the command to look at it."""
-    done = "done" if step >= config.last_step else "stopped and saved; the same command goes on"
-    lines = [f"{done}: step {step} of {max(step, config.last_step)}"]  # beyond it, once a run was extended
+def _where_things_lie(folder: RunFolder, best: str | None) -> str:
+    """Returns each place in a run's folder, and the command to look at it, for the user."""
+    lines = []
     pictures = [quoted(picture) for picture in sorted(folder.samples.glob("step_????????.png"))]
     if pictures:
         lines += [f"  sample grid   {pictures[-1]}", f"                see it: xdg-open {pictures[-1]}"]

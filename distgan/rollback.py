@@ -31,8 +31,8 @@ def happened(folder: RunFolder) -> list[dict[str, Any]]:
 class WayBack:
     """What a run could go back to."""
 
-    checkpoint: bool
-    """Whether there is a whole checkpoint to go back to."""
+    checkpoint: Literal["older", "later", "none"]
+    """The whole checkpoint to go back to: one older than the trouble, or only one from after it began, or none."""
     rollbacks: int
     """How often the run was rolled back so far."""
 
@@ -49,30 +49,46 @@ class Verdict:
 
 def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
     """Looks for the way back to before a step."""
-    return WayBack(_last_good(folder, since, every=every) is not None, len(happened(folder)))
+    good = _last_good(folder, since, every=every)
+    found = "none" if good is None else "older" if checkpoint.step_of(good) <= since else "later"
+    return WayBack(found, len(happened(folder)))
 
 
-def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool) -> Verdict:
-    """Decides what is done about a trouble: NaN or inf (`not_finite`), or a collapse, which can be saved."""
-    open_to_it = way.checkpoint and way.rollbacks < guard.rollbacks
-    if guard.on_trouble == "rollback" and open_to_it:
+def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool, ended: bool) -> Verdict:
+    """Decides what is done about a trouble.
+
+    Args:
+        guard: what the user wants.
+        way: the way back.
+        not_finite: whether it is NaN or inf; else a collapse, which can be saved.
+        ended: whether this is the run's last step, after which the saved run is complete.
+    """
+    allowed = way.rollbacks < guard.rollbacks
+    if guard.on_trouble == "rollback" and allowed and way.checkpoint != "none":
         return Verdict("roll back", "")
     if guard.on_trouble == "warn" and not not_finite:
         return Verdict("go on", "")
-    if open_to_it:
-        advice = "--guard.on_trouble=rollback goes on from the last good checkpoint."
-    elif way.checkpoint:
-        advice = (
-            f"It was rolled back {way.rollbacks} time{'s' * (way.rollbacks > 1)}, as often as guard.rollbacks allows: "
-            f"--guard.on_trouble=rollback --guard.rollbacks={way.rollbacks + 1} goes back once more, and a new run "
-            "with a lower optim.lr may not need it."
+    action: Literal["fail", "save and stop"] = "fail" if not_finite else "save and stop"
+    if ended and action == "save and stop":
+        return Verdict(
+            action,
+            "This was the last step: start a new run with a lower optim.lr; --train.init_from=CHECKPOINT starts it "
+            "from an earlier checkpoint.",
         )
-    else:
-        advice = (
-            "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with "
-            "a smaller checkpoint.every, which saves more often."
+    if way.checkpoint != "older":
+        return Verdict(
+            action,
+            "No whole checkpoint is older than the trouble: start a new run with a lower optim.lr, or with a smaller "
+            "checkpoint.every, which saves more often.",
         )
-    return Verdict("fail" if not_finite else "save and stop", advice)
+    if allowed:
+        return Verdict(action, "--guard.on_trouble=rollback goes on from the last good checkpoint.")
+    times = f"{way.rollbacks} time{'s' * (way.rollbacks > 1)}"
+    return Verdict(
+        action,
+        f"It was rolled back {times}, and guard.rollbacks is {guard.rollbacks}: --guard.on_trouble=rollback "
+        f"--guard.rollbacks={way.rollbacks + 1} goes back once more, or start a new run with a lower optim.lr.",
+    )
 
 
 def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str, float], every: int) -> None:

@@ -9,15 +9,19 @@ from programs import launch
 from distgan.config import GuardConfig
 from distgan.rollback import Verdict, WayBack, decide
 
-OPEN, NOTHING, USED_UP = WayBack(True, 1), WayBack(False, 0), WayBack(True, 2)
+OPEN, LATER, NOTHING, USED_UP = WayBack("older", 1), WayBack("later", 1), WayBack("none", 0), WayBack("older", 2)
 TURN_ON = "--guard.on_trouble=rollback goes on from the last good checkpoint."
 START_ANEW = (
-    "There is no whole checkpoint from before it to go back to: start a new run with a lower optim.lr, or with a "
-    "smaller checkpoint.every, which saves more often."
+    "No whole checkpoint is older than the trouble: start a new run with a lower optim.lr, or with a smaller "
+    "checkpoint.every, which saves more often."
 )
 ALLOW_MORE = (
-    "It was rolled back 2 times, as often as guard.rollbacks allows: --guard.on_trouble=rollback --guard.rollbacks=3 "
-    "goes back once more, and a new run with a lower optim.lr may not need it."
+    "It was rolled back 2 times, and guard.rollbacks is 2: --guard.on_trouble=rollback --guard.rollbacks=3 goes back "
+    "once more, or start a new run with a lower optim.lr."
+)
+ENDED = (
+    "This was the last step: start a new run with a lower optim.lr; --train.init_from=CHECKPOINT starts it from an "
+    "earlier checkpoint."
 )
 GO_ON, BACK = Verdict("go on", ""), Verdict("roll back", "")
 
@@ -27,9 +31,11 @@ CASES = {
     ("warn", NOTHING): (Verdict("fail", START_ANEW), GO_ON),
     ("warn", USED_UP): (Verdict("fail", ALLOW_MORE), GO_ON),
     ("stop", OPEN): (Verdict("fail", TURN_ON), Verdict("save and stop", TURN_ON)),
+    ("stop", LATER): (Verdict("fail", START_ANEW), Verdict("save and stop", START_ANEW)),
     ("stop", NOTHING): (Verdict("fail", START_ANEW), Verdict("save and stop", START_ANEW)),
     ("stop", USED_UP): (Verdict("fail", ALLOW_MORE), Verdict("save and stop", ALLOW_MORE)),
     ("rollback", OPEN): (BACK, BACK),
+    ("rollback", LATER): (BACK, BACK),
     ("rollback", NOTHING): (Verdict("fail", START_ANEW), Verdict("save and stop", START_ANEW)),
     ("rollback", USED_UP): (Verdict("fail", ALLOW_MORE), Verdict("save and stop", ALLOW_MORE)),
 }
@@ -38,12 +44,28 @@ CASES = {
 @pytest.mark.parametrize(("on_trouble", "way"), CASES)
 def test_each_case_has_its_verdict(on_trouble, way):
     guard = GuardConfig(on_trouble=on_trouble, rollbacks=2)
-    assert tuple(decide(guard, way, not_finite=not_finite) for not_finite in (True, False)) == CASES[on_trouble, way]
+    not_finite, collapse = CASES[on_trouble, way]
+    assert decide(guard, way, not_finite=True, ended=False) == not_finite
+    assert decide(guard, way, not_finite=False, ended=False) == collapse
+    assert decide(guard, way, not_finite=True, ended=True) == not_finite  # it is not saved, so the run is not complete
+    saved = collapse.action == "save and stop"
+    assert decide(guard, way, not_finite=False, ended=True) == (Verdict("save and stop", ENDED) if saved else collapse)
 
 
 def test_once_is_said_as_once():
-    advice = decide(GuardConfig(on_trouble="rollback", rollbacks=1), WayBack(True, 1), not_finite=True).advice
-    assert "rolled back 1 time, as often" in advice
+    guard = GuardConfig(on_trouble="rollback", rollbacks=1)
+    assert "rolled back 1 time, and" in decide(guard, WayBack("older", 1), not_finite=True, ended=False).advice
+
+
+def test_a_checkpoint_from_within_the_trouble_is_not_called_a_good_one(tmp_path):
+    """Stopped at a step that is collapsed already, then resumed: what was saved then is no way back."""
+    run = tmp_path / "run"
+    argv = [*COLLAPSED, f"--run.dir={run}", "--checkpoint.every=1000", "--guard.patience=3"]
+    assert launch([*argv, "--run.stop_at=2"]) == [0]
+    assert launch([*argv, "--guard.on_trouble=stop"], log=tmp_path / "log") == [6]
+    (said,) = re.findall("distgan: error: (.*)", (tmp_path / "log").read_text())
+    assert said.endswith(f"collapses. The run is saved. {START_ANEW}")
+    assert "stopped by the guard, and saved: step 3 of 11" in (tmp_path / "log").read_text()
 
 
 # Every generator starts collapsed: here that is judged at once.
@@ -62,7 +84,7 @@ def test_a_collapse_before_the_first_checkpoint_is_saved_and_not_said_to_have_lo
 def test_a_run_that_used_up_its_rollbacks_is_told_so_and_what_it_is_told_works(tmp_path):
     run = tmp_path / "run"
     argv = [*COLLAPSED, f"--run.dir={run}", "--checkpoint.every=1", "--guard.rollbacks=1"]
-    advised = ALLOW_MORE.replace("2 times", "1 time").replace("=3", "=2")
+    advised = ALLOW_MORE.replace("2 times", "1 time").replace("rollbacks is 2", "rollbacks is 1").replace("=3", "=2")
     for on_trouble in ("rollback", "stop"):
         log = tmp_path / on_trouble
         assert launch([*argv, f"--guard.on_trouble={on_trouble}"], log=log) == [6]
