@@ -327,7 +327,7 @@ class TrackConfig:
     to: Literal["wandb", "none"] = "wandb"
     """`wandb` (offline where there is no key), or `none`; metrics.jsonl and samples/ are written in any case."""
     project: str = "distgan"
-    """wandb project. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off, whatever stands here."""
+    """wandb project, whatever WANDB_PROJECT says. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off."""
     log_every: int = 100
     """Write the metrics every so many steps, each averaged over these steps."""
     sample_every: int = 1000

@@ -229,7 +229,7 @@ class Tracker:
         try:
             self._init_wandb(wandb_id, mode)
         except Exception as error:  # of many kinds, from wandb's service
-            if mode != "online":
+            if mode not in ("online", "shared"):
                 raise
             self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
             wandb.teardown()  # its service would still hold the id
@@ -291,7 +291,7 @@ def wandb_mode() -> str:
     """
     import wandb
 
-    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "false", "no", "off"):
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "f", "false", "n", "no", "none", "off"):
         return "disabled"
     if mode := os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names
