@@ -81,7 +81,7 @@ def _say(error: Exception) -> None:
     if is_spoken_for(error):
         return
     if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):
-        time.sleep(3)
+        time.sleep(10)
     print(f"distgan: error: {error}", file=sys.stderr, flush=True)
 
 
