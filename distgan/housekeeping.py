@@ -96,12 +96,7 @@ class Housekeeping:
         self._standing, self._guard = Standing(self._config.eval), self._new_guard()
         if found is not None:
             state = checkpoint.read_state(found)
-            if state["images"] != self._images.fingerprint:
-                raise ValueError(
-                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now: "
-                    f"{_difference(state.get('data'), self._images)}; to go on bring back what it was trained on, for "
-                    "a new run choose another run.dir."
-                )
+            refuse_other_images(state, self._images, self._config)
             checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
             self._meter.load_state(state["meter"], self._ranks)
             if self._ranks.scaler is not None:
@@ -427,6 +422,16 @@ class Housekeeping:
 
     def _warn(self, what: object) -> None:
         print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
+
+
+def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config) -> None:
+    """Raises ValueError, with what differs, where the checkpoint of this state was trained on other images."""
+    if state["images"] != images.fingerprint:
+        raise ValueError(
+            f"{Path(config.run.dir)} was trained on other images than {config.data.source} is now: "
+            f"{_difference(state.get('data'), images)}; to go on bring back what it was trained on, for a new run "
+            "choose another run.dir."
+        )
 
 
 def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:

@@ -371,6 +371,9 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
         assert launch([*argv, "--run.extend=2"], log=log) == [2], log.read_text()
         said = log.read_text()
         assert "was trained on other images than folder is now: " in said
+        capfd.readouterr()
+        assert cli.main(["train", "--check", *argv, "--run.extend=2"]) == 2  # and before any rank has joined another
+        assert capfd.readouterr().err in said
         assert all(word in said for word in words), said
 
     (root / "cat").rename(root / "zebra")

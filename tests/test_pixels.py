@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -190,6 +191,19 @@ def test_a_store_of_an_earlier_version_stands_unless_its_pictures_are_deep(tmp_p
         assert again.fingerprint == first.fingerprint
         assert (again.pixels == 7).all() == (name == "eight")
         assert again.plain is not None
+
+
+def test_a_store_of_an_earlier_version_serves_where_the_cache_may_only_be_read(tmp_path):
+    folder = folder_of(tmp_path / "p", [np.full((32, 32), 9, np.uint8), (RAMP * 255).astype(np.uint8)], "png")
+    first = loaded(folder)
+    described = json.loads((first.folder / "store.json").read_text())
+    del described["scale"], described["plain"]
+    (first.folder / "store.json").write_text(json.dumps(described))
+    (first.folder / f"store.json.{os.getpid()}.tmp").mkdir()  # root may write anywhere, but not a file in its place
+    again = loaded(folder)
+    assert (again.folder, again.plain) == (first.folder, 1)
+    assert torch.equal(again.pixels, first.pixels)
+    assert json.loads((first.folder / "store.json").read_text()) == described
 
 
 def test_pictures_of_one_colour_are_said_and_a_source_of_one_colour_is_refused(tmp_path, capsys, monkeypatch):

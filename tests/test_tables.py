@@ -1,5 +1,6 @@
 """Tables of pictures as people have them: layouts, configurations, columns, labels, scripts; copies and the hub."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -15,9 +16,10 @@ from distgan.config import DataConfig
 
 
 def png(value):
-    """A grey picture, so that its value says which it is."""
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32), (value, value, value)).save(stream, "PNG")
+    """A grey picture, so that its value says which it is, with a spot: all of one colour would be refused."""
+    stream, picture = io.BytesIO(), Image.new("RGB", (32, 32), (value, value, value))
+    picture.putpixel((31, 31), (255 - value, 255, 255))
+    picture.save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -155,6 +157,25 @@ def test_layouts(tmp_path, train, test):
     assert values(load(tmp_path, split="test")) == [100]
     with pytest.raises(ValueError, match=r"no validation-\*\.parquet is in it: data\.split must be one of test, train"):
         load(tmp_path, split="validation")
+
+
+def test_splits_are_known_by_their_kind_and_one_of_them_is_unseen(tmp_path, hub_cache):
+    for split, value in {"train": 10, "validation": 20, "test": 30, "extra": 40}.items():
+        described(tmp_path / "all" / f"{split}-00000-of-00001.parquet", [value, value + 1], [0, 1], ["a", "b"])
+    two = tmp_path / "two"
+    two.mkdir()
+    for split in ("train", "validation"):
+        shutil.copy(tmp_path / "all" / f"{split}-00000-of-00001.parquet", two)
+    hub_cache("default", **{split: two / f"{split}-00000-of-00001.parquet" for split in ("train", "validation")})
+    for place in (str(two), None):
+        config = DataConfig(source="hub", id="owner/name", path=place)
+        assert data.test_split(config).split == "validation"
+        val = dataclasses.replace(config, split="val")
+        assert values(data.load(val)) == [20, 21]
+        assert data.test_split(val).split == "train"
+    assert data.test_split(DataConfig(source="hub", id="owner/name", path=str(tmp_path / "all"))).split == "test"
+    with pytest.raises(ValueError, match="has no test split besides what is trained on"):
+        data.test_split(DataConfig(source="hub", id="owner/name", split="train[:50%]"))  # it may be a part of any
 
 
 def test_files_that_name_no_split_are_trained_on_and_other_names_are_splits(tmp_path):

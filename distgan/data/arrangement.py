@@ -138,6 +138,25 @@ def left_behind(name: str) -> str | None:
     return next((part for part in _parts(name) if part.startswith(".") or part.lower() in _BY_TOOLS), None)
 
 
+def meant(split: str, names: Iterable[str]) -> str | None:
+    """Returns which split is meant: that of this very name, else in other letters, else the only one of its kind."""
+    there, kind = list(names), _kind(split)
+    for found in (
+        [name for name in there if name == split],
+        [name for name in there if name.lower() == split.lower()],
+        [name for name in there if kind is not None and _kind(name) == kind],
+    ):
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def unseen_beside(split: str, names: Iterable[str]) -> str | None:
+    """Returns the split to take images from that those who train on `split` do not see: best one for tests."""
+    kinds = {name: kind for name in names if (kind := _kind(name)) not in (None, _kind(split))}
+    return max(kinds, key=lambda name: _KINDS.index(kinds[name] or ""), default=None)
+
+
 def counted(names: Sequence[str], what: str) -> str:
     """Returns how many there are and the first of them: `2 broken links (a, b)`."""
     return f"{_count(names, what)} ({_first(names)})"
@@ -202,16 +221,8 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
             f"data.split is {split}, but {where} has no folders of splits at its top, such as train and test: leave "
             "data.split out, or set it to train where the recipe gives it."
         )
-    kind = _kind(split)
-    for meant in (
-        [name for name in found if name == split],
-        [name for name in found if name.lower() == split.lower()],
-        [name for name in found if kind is not None and _kind(name) == kind],
-    ):
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            break
+    if (name := meant(split, found)) is not None:
+        return name
     raise ValueError(
         f"data.split is {split}, but the splits in {where} are {', '.join(found)}: choose one with --data.split=NAME."
     )

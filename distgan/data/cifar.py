@@ -92,7 +92,13 @@ def original(data: DataConfig) -> Source | None:
     count = sum(batches.sizes[name] for name in names) // _RECORD
     # An archive holds both splits: the salt tells them apart.
     return Source(
-        records=records, count=count, channels=3, classes=classes, files=batches.files, salt=f"binary {data.split}"
+        records=records,
+        count=count,
+        channels=3,
+        classes=classes,
+        files=batches.files,
+        salt=f"binary {data.split}",
+        unseen="test" if data.split == "train" else "train",
     )
 
 

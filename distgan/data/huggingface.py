@@ -14,6 +14,7 @@ from PIL import Image
 
 from distgan.config import DataConfig, nearest
 from distgan.data import copies
+from distgan.data.arrangement import meant, unseen_beside
 from distgan.data.records import Record, Source, numbered
 
 _BATCH = 256  # rows in memory at once
@@ -45,8 +46,8 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
 
 
 def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
-    splits = copies.splits(data, name)
-    files = splits[data.split]
+    split, splits = copies.splits(data, name)
+    files = splits[split]
     counts, columns = [], []
     for file in files:
         with _opened(file) as opened:
@@ -77,6 +78,9 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
         classes=classes,
         files=files,
         salt=_salt(data, found),
+        split=split,
+        splits=tuple(splits),
+        unseen=unseen_beside(split, splits),
     )
 
 
@@ -166,12 +170,13 @@ def _refuse_another_kind(first: Path, columns: _Columns, file: Path, other: _Col
 def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     import datasets
 
-    split = _loaded(data, name, data.split)
+    splits = _loaded(data, name, None)
+    chosen = meant(data.split, splits)
+    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # a part, such as train[:10%]
     found = _columns(data, split.features, name, lambda column: split.select(range(min(16, len(split))))[column])
     classes = found.classes
     if found.label is not None and classes is None:
-        splits = _loaded(data, name, None).values()
-        values = [other.unique(found.label) for other in splits if found.label in other.features]
+        values = [other.unique(found.label) for other in splits.values() if found.label in other.features]
         classes = _classes(itertools.chain(*values), found, name)
     # Other columns are left out: there may be pictures in them, which would be decoded for nothing.
     raw = split.select_columns([found.image, *([found.label] if found.label else [])])
@@ -192,6 +197,9 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
         classes=classes,
         files=files,
         salt=_salt(data, found),
+        split=chosen,
+        splits=tuple(splits) if chosen is not None else (),
+        unseen=unseen_beside(chosen, splits) if chosen is not None else None,
     )
 
 

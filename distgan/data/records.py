@@ -42,7 +42,7 @@ class Source:
     strays: str = ""
     """Which images have no label though others do, as a user is told; empty where there are none."""
     split: str | None = None
-    """Of a folder's splits the one that is read, by the name of its folder; None where there are none."""
+    """Of its splits the one that is read, by its own name; None where there are none."""
     splits: tuple[str, ...] = ()
     """All of them, those for training first."""
     unseen: str | None = None

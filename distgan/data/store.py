@@ -108,16 +108,12 @@ def test_split(data: DataConfig) -> DataConfig:
     Raises:
         ValueError: there are none.
     """
-    if data.source == "folder":
-        other = sources.find(data).unseen
-        if other is None:
-            raise ValueError(
-                f"{data.path} has no other split, such as sub-folders train and test, to take images from."
-            )
-        return dataclasses.replace(data, split=other)
-    if data.source == "digits" or data.split != "train":
-        raise ValueError(f"{data.source} has no test split besides what is trained on.")
-    return dataclasses.replace(data, split="test")
+    other = sources.find(data).unseen
+    if other is None and data.source == "folder":
+        raise ValueError(f"{data.path} has no other split, such as sub-folders train and test, to take images from.")
+    if other is None:
+        raise ValueError(f"{data.path or data.id or data.source} has no test split besides what is trained on.")
+    return dataclasses.replace(data, split=other)
 
 
 def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -> Path:
@@ -217,11 +213,11 @@ def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Ima
     if any(_threaded(lambda record: extent(record.content), source.records(1))):
         return None
     low, high = images.pixels.flatten(2).aminmax(dim=2)
-    described = json.loads((folder / "store.json").read_text())
-    described["plain"] = int(nearly_one_colour(low, high).sum())
-    with writing(folder):
-        _replace(folder / "store.json", json.dumps(described))
-    return _open(folder)
+    images = dataclasses.replace(images, plain=int(nearly_one_colour(low, high).sum()))
+    with contextlib.suppress(OSError):  # a cache that may only be read serves as well, with this work at each start
+        described = json.loads((folder / "store.json").read_text())
+        _replace(folder / "store.json", json.dumps({**described, "plain": images.plain}))
+    return images
 
 
 def _open(folder: Path) -> Images | None:
