@@ -29,6 +29,12 @@ _SPLITS = 10  # of the Inception score
 _NEIGHBOUR = 5  # of PRDC
 _PRDC_MOST = 10_000  # images of each kind, as its authors take: it compares all pairs
 _BLOCK = 1000  # images of each kind in a block of KID
+_SAID_OF_A_REFERENCE = {  # where pictures are refused: a reference has no settings of its own
+    "data.path": "the reference",
+    ", or leave such pictures out with --data.skip_bad=true": "",
+    "data.split is train, but the splits in": "the splits in the reference",
+    "choose one with --data.split=NAME": "give the folder of one of them",
+}
 
 
 class Measured(NamedTuple):
@@ -324,6 +330,9 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
         split = data.find(folder).split
         found = data.load(folder)
     except ValueError as error:
-        raise ValueError(str(error).replace("data.path", "the reference")) from error
+        said = str(error)
+        for of_training, of_a_reference in _SAID_OF_A_REFERENCE.items():
+            said = said.replace(of_training, of_a_reference)
+        raise ValueError(said) from error
     what = f"{f'split {split} of ' if split else ''}a folder of pictures"
     return _Real(what, found if found.scale is None else data.load(folder, like=images))

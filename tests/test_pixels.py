@@ -119,6 +119,30 @@ def test_16_bit_colours_keep_their_lower_bits(tmp_path, channels):
     assert np.abs(pixels[1].permute(1, 2, 0).numpy() - np.where(alpha > 0, expected, 255)).max() <= 0.51
 
 
+@pytest.mark.parametrize("corner", [0, 65535])
+def test_16_bit_grey_with_alpha_keeps_its_lower_bits(tmp_path, corner):
+    grey, alpha = RAMP * 4095, np.full((32, 32), 65535)
+    alpha[:8, :8] = corner
+    (tmp_path / "a.png").write_bytes(png16(np.stack([grey, alpha], -1).astype(np.uint16)))
+    for channels in (1, 3):
+        pixels = data.load(DataConfig(source="folder", path=str(tmp_path), channels=channels)).pixels[0]
+        expected = np.where(alpha > 0, grey.astype(np.uint16) / 4095 * 255, 255)
+        assert np.abs(pixels.numpy() - expected).max() <= 0.51
+
+
+def test_a_bmp_of_5_6_and_5_bits_has_no_more_than_8(tmp_path):
+    words = (np.arange(32 * 32) * 61 % 65536).astype("<u2")
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, words.nbytes, 0, 0, 0, 0) + masks
+    start = 14 + len(header)
+    file = b"BM" + struct.pack("<IHHI", start + words.nbytes, 0, 0, start) + header + words.tobytes()
+    (tmp_path / "a.bmp").write_bytes(file)
+    images = data.load(DataConfig(source="folder", path=str(tmp_path)))
+    assert images.scale is None
+    with Image.open(tmp_path / "a.bmp") as image:
+        assert np.array_equal(images.pixels[0].permute(1, 2, 0).numpy(), np.array(image))
+
+
 def test_16_bit_colours_that_pillow_would_destroy_are_refused(tmp_path):
     for top, folder in ((65535, tmp_path / "full"), (4095, tmp_path / "low")):
         folder.mkdir()

@@ -182,7 +182,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
                     image.height,
                     1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
                 )
-        except OSError as error:
+        except Exception as error:  # Pillow's openers meet damage, and a decompression bomb, with nearly everything
             raise ValueError(f"{record.name} is no picture that can be read.") from error
         if found != wanted:
             raise ValueError(
@@ -332,11 +332,8 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
     if scale is not None:
         print(f"pictures of more than 8 bits: {scale} become 0 to 255", flush=True)
     if skipped:
-        print(
-            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"{len(skipped):,} picture{'' if len(skipped) == 1 else 's'} that cannot be decoded"
+        print(f"skipped {said}, the first: {skipped[0]}", file=sys.stderr, flush=True)
     if plain:
         verb = "is" if len(plain) == 1 else "are"
         said = f"{len(plain):,} of {len(labels):,} pictures {verb} of one colour throughout, the first: {plain[0]}"
