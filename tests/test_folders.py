@@ -246,6 +246,18 @@ def patches(root, splits=("train", "test")):
     return root
 
 
+def test_names_are_the_same_however_their_accents_are_encoded():
+    found = arranged("train/e\u0301/a.png", "train/b/a.png", "val/\u00e9/a.png", "val/b/a.png", split="val")
+    assert found.classes == ("b", "e\u0301")
+    assert (found.labels, found.strays) == ((0, 1), "")
+
+
+def test_many_classes_and_odd_names_keep_to_a_line():
+    assert data.numbered([*"ab"]) == "0 a, 1 b"
+    assert data.numbered(list(map(str, range(3000)))).endswith(", 19 19 and 2,980 more")
+    assert data.numbered(["a\nb\x1b[31m", "\u00e9 \udcff"]) == "0 a\\nb\\x1b[31m, 1 \u00e9 \\udcff"
+
+
 def test_a_run_on_splits_watches_and_measures_itself_by_the_others(tmp_path, capfd):
     root, run = patches(tmp_path / "pictures"), tmp_path / "run"
     argv = [*SMALL, f"--data.path={root}", "--model.conditional=true", f"--run.dir={run}", "--train.batch_size=8"]

@@ -5,6 +5,7 @@ Everything here is a function of names alone, so that folders and archives are u
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -247,8 +248,15 @@ def _labels(
 ) -> tuple[int | None, ...]:
     if table is not None:
         return tuple(table.get(name.removeprefix(under)) for name in names)
-    numbers = {name: label for label, name in enumerate(classes)}
-    return tuple(numbers.get(_top(name, under) or "") for name in names)
+    # A name may have its accents encoded in one way here and in another there, as macOS does.
+    numbers = {_composed(name): label for label, name in enumerate(classes)}
+    numbers |= {name: label for label, name in enumerate(classes)}
+    tops = [_top(name, under) or "" for name in names]
+    return tuple(numbers.get(top, numbers.get(_composed(top))) for top in tops)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _strays(names: Sequence[str], labels: Sequence[int | None], under: str, *, by_table: bool, lacking: str) -> str:

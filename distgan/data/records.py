@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+_NUMBERED = 20  # classes at most, that a line names
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,16 @@ class Tree:
     """What cannot be read as a file and is left out: a phrase for each kind, with how many."""
 
 
-def numbered(classes: Iterable[str]) -> str:
-    """The classes with their labels, for a user who is to name these."""
-    return ", ".join(f"{label} {name}" for label, name in enumerate(classes))
+def numbered(classes: Sequence[str]) -> str:
+    """The classes with their labels, for a user who is to name these: the first of many, in letters that print."""
+    said = ", ".join(f"{label} {printable(name)}" for label, name in enumerate(classes[:_NUMBERED]))
+    more = len(classes) - _NUMBERED
+    return f"{said} and {more:,} more" if more > 0 else said
+
+
+def printable(name: str) -> str:
+    """Returns a name with whatever does not print escaped: it would end the line, or command the terminal."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def existing_folder(path: str | None) -> Path:
