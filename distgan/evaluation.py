@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distgan import __version__, cache, checkpoint, data, extractor_weights, metrics, seeding
+from distgan import __version__, cache, checkpoint, data, extractor_weights, metrics, paths, seeding
 from distgan.config import EVAL_METRICS, DataConfig, EvalConfig
 from distgan.distributed import Ranks
 from distgan.extractor_weights import Weights
@@ -314,7 +314,7 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     if reference == "test":
         other = data.test_split(images)
         return _Real(f"split {other.split} of {images.source}", data.load(other, like=images))
-    if not Path(reference).exists():
+    if not paths.exists(reference):
         raise ValueError(
             f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
         )

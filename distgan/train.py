@@ -295,8 +295,8 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
         strays = data.find(source).strays if source.source == "folder" else ""
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels{strays and f', with {strays}'}: {way}, or set "
-            "model.conditional to false."
+            f"{source.path or source.id or source.source} have no labels{strays and f', because {strays}'}: {way}, or "
+            "set model.conditional to false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:

@@ -130,6 +130,12 @@ def test_damaged_and_hostile_archives_are_refused(tmp_path, binary, pixels, monk
     tar.write_bytes(gzip.compress(bytes(2**22 + 1)))
     with pytest.raises(ValueError, match="would unpack to more than"):
         load(tar)
+    with tarfile.open(tar, "w") as uncompressed:
+        uncompressed.add(binary / "data_batch_1.bin", "data_batch_1.bin")
+    with pytest.raises(
+        ValueError, match="is a tar archive without compression, though its name says otherwise: unpack"
+    ):
+        load(tar)
     with tarfile.open(tar, "w:gz") as linked:
         for name in FILES:
             member = tarfile.TarInfo(name)

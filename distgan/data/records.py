@@ -1,5 +1,6 @@
 """A training set that nobody has decoded yet: a list of files, and a way to read its pictures in order."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from distgan import paths
 
 _NUMBERED = 20  # classes at most, that a line names
 
@@ -61,7 +64,8 @@ class Source:
             return self.salt
         digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
         for file in self.files:
-            with file.open("rb") as stream:
+            # Whether a file that cannot be read is refused or skipped is told where its record is read.
+            with contextlib.suppress(OSError), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
@@ -93,6 +97,6 @@ def printable(name: str) -> str:
 def existing_folder(path: str | None) -> Path:
     """Returns `data.path`, which must be a folder. Raises ValueError where it is none."""
     assert path is not None
-    if not Path(path).is_dir():
+    if not paths.is_folder(path):
         raise ValueError(f"data.path is {path}, but there is no such folder.")
     return Path(path)

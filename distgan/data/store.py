@@ -314,7 +314,8 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         raise ValueError(f"{data.source} has no picture that can be decoded.")
     if nearly_one_colour(lowest, highest):
         raise ValueError(
-            f"all {len(labels):,} pictures of {data.path or data.source} are of one and the same colour, such as "
+            f"{'the only picture' if len(labels) == 1 else f'all {len(labels):,} pictures'} of "
+            f"{data.path or data.source} {'is' if len(labels) == 1 else 'are'} of one and the same colour, such as "
             f"{plain[0]}: give others, or rescale their values so that they go from 0 to 255."
         )
     if scale is not None:  # a run must not resume on the same files by another scale
