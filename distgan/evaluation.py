@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distgan import __version__, cache, checkpoint, data, extractor_weights, metrics, seeding
+from distgan import __version__, cache, checkpoint, data, extractor_weights, metrics, paths, seeding
 from distgan.config import EVAL_METRICS, DataConfig, EvalConfig
 from distgan.distributed import Ranks
 from distgan.extractor_weights import Weights
@@ -29,6 +29,12 @@ _SPLITS = 10  # of the Inception score
 _NEIGHBOUR = 5  # of PRDC
 _PRDC_MOST = 10_000  # images of each kind, as its authors take: it compares all pairs
 _BLOCK = 1000  # images of each kind in a block of KID
+_SAID_OF_A_REFERENCE = {  # where pictures are refused: a reference has no settings of its own
+    "data.path": "the reference",
+    ", or leave such pictures out with --data.skip_bad=true": "",
+    "data.split is train, but the splits in": "the splits in the reference",
+    "choose one with --data.split=NAME": "give the folder of one of them",
+}
 
 
 class Measured(NamedTuple):
@@ -308,7 +314,7 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     if reference == "test":
         other = data.test_split(images)
         return _Real(f"split {other.split} of {images.source}", data.load(other, like=images))
-    if not Path(reference).exists():
+    if not paths.exists(reference):
         raise ValueError(
             f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
         )
@@ -324,6 +330,9 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
         split = data.find(folder).split
         found = data.load(folder)
     except ValueError as error:
-        raise ValueError(str(error).replace("data.path", "the reference")) from error
+        said = str(error)
+        for of_training, of_a_reference in _SAID_OF_A_REFERENCE.items():
+            said = said.replace(of_training, of_a_reference)
+        raise ValueError(said) from error
     what = f"{f'split {split} of ' if split else ''}a folder of pictures"
     return _Real(what, found if found.scale is None else data.load(folder, like=images))

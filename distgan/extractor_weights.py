@@ -71,7 +71,7 @@ def _trained(images: DataConfig) -> tuple[Path, float]:
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         strays = data.find(images).strays if images.source == "folder" else ""
         raise ValueError(
-            f"{images.source} has no labels to train the classifier on{strays and f', with {strays}'}: choose the "
+            f"{images.source} has no labels to train the classifier on{strays and f', because {strays}'}: choose the "
             "extractor inception, or give the weights of a classifier."
         )
     described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]

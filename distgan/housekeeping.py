@@ -96,12 +96,7 @@ class Housekeeping:
         self._standing, self._guard = Standing(self._config.eval), self._new_guard()
         if found is not None:
             state = checkpoint.read_state(found)
-            if state["images"] != self._images.fingerprint:
-                raise ValueError(
-                    f"{self._folder.path} was trained on other images than {self._config.data.source} is now: "
-                    f"{_difference(state.get('data'), self._images)}; to go on bring back what it was trained on, for "
-                    "a new run choose another run.dir."
-                )
+            refuse_other_images(state, self._images, self._config)
             checkpoint.load(found, networks=self._networks, optimizers=self._optimizers)
             self._meter.load_state(state["meter"], self._ranks)
             if self._ranks.scaler is not None:
@@ -437,6 +432,16 @@ class Housekeeping:
         print(f"distgan: warning: {what} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True)
 
 
+def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config) -> None:
+    """Raises ValueError, with what differs, where the checkpoint of this state was trained on other images."""
+    if state["images"] != images.fingerprint:
+        raise ValueError(
+            f"{Path(config.run.dir)} was trained on other images than {config.data.source} is now: "
+            f"{_difference(state.get('data'), images)}; to go on bring back what it was trained on, for a new run "
+            "choose another run.dir."
+        )
+
+
 def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
     """What differs between the images that a checkpoint tells of and others, as far as numbers and names say it."""
     if saved is None:  # by a version that kept neither
@@ -451,7 +456,7 @@ def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
         said.append(f"there were {len(old)} classes, now there are {len(new)}")
         changes = {"gone": [name for name in old if name not in new], "new": [name for name in new if name not in old]}
         said += [f"{what}: {', '.join(names)}" for what, names in changes.items() if names]
-    shown = ", ".join(said[:_DIFFERENCES]) + (", …" if len(said) > _DIFFERENCES else "")
+    shown = "; ".join(said[:_DIFFERENCES]) + ("; …" if len(said) > _DIFFERENCES else "")
     return shown or "as many, of the same classes, but other pictures, or in another order or class"
 
 

@@ -16,8 +16,10 @@ def expanded(key: str, text: str) -> str:
     Behind a first part, such as `.`, a folder that exists is meant as it is written: its name may have a `$`.
 
     Raises:
-        ValueError: a variable is unset or empty, or there is no such user.
+        ValueError: it is empty, a variable is unset or empty, or there is no such user.
     """
+    if not text:  # as of a shell's variable that is not set
+        raise ValueError(f"{key} is empty: give a path, or leave {key} out.")
     parts: list[str] = []
     for part in text.split("/"):
         as_written = "/".join([*parts, part])
@@ -42,6 +44,16 @@ def _value(key: str, text: str, found: re.Match[str]) -> str:
         return value
     state = "empty" if name in os.environ else "not set"
     raise ValueError(f"{key} is {text}, but the environment variable {name} is {state}: set it, or write the path out.")
+
+
+def exists(path: str | Path) -> bool:
+    """Tells whether there is such a file or folder; False also where that cannot be looked at, as pathlib's is not."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def is_folder(path: str | Path) -> bool:
+    """Tells whether there is such a folder; False also where that cannot be looked at."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:

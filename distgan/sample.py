@@ -5,7 +5,9 @@ import contextlib
 import os
 import re
 import sys
+import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +95,11 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     """What writes the form that `--out` asks for.
 
     Raises:
-        ValueError: it is none of the three, its folder is not there, or it is a folder that has pictures.
+        ValueError: it is none of the three, its folder is not there, or it is a folder that is not empty.
     """
     out = Path(given)
     folder = given.endswith("/") or (given != "" and out.is_dir())
-    form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix)
+    form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix.lower())
     if form is None:
         raise ValueError(f"--out is {given}, but {_FORMS}.")
     if not out.absolute().parent.is_dir():
@@ -105,12 +107,9 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     if folder and out.exists():
         if not out.is_dir():
             raise ValueError(f"--out is {given}, but {out} is a file.")
-        endings = Image.registered_extensions()
-        old = next((file.name for file in sorted(out.iterdir()) if file.suffix.lower() in endings), None)
-        if old is not None:
-            raise ValueError(
-                f"--out is {given}, where pictures lie already ({old}): choose another or an empty folder."
-            )
+        old = next((file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")), None)
+        if old is not None:  # folders, too: they may be classes of training images
+            raise ValueError(f"--out is {given}, which is not empty ({old}): choose another or an empty folder.")
     return form
 
 
@@ -126,20 +125,30 @@ def _folder(drawn: _Drawn, out: Path) -> None:
     made = not out.exists()
     out.mkdir(exist_ok=True)
     digits = max(6, len(str(drawn.total - 1)))
-    names = [re.sub(r"[^\w.-]+", "_", name) for name in drawn.generator.class_names]
-    written: list[Path] = []
+    names = _in_file_names(drawn.generator.class_names)
+    written = 0
     try:
         for images, labels in drawn.shown():
             for i, image in enumerate(images):
                 of = f"-{names[labels[i]] if names else labels[i]}" if labels else ""
-                written.append(out / f"{len(written):0{digits}}{of}.png")
-                Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(written[-1])
+                Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(out / f"{written:0{digits}}{of}.png")
+                written += 1
     except BaseException:
-        for file in written:
-            file.unlink(missing_ok=True)
+        for file in out.glob("[0-9]*.png"):  # there was nothing in the folder
+            file.unlink()
         if made:
             out.rmdir()
         raise
+
+
+def _in_file_names(classes: Sequence[str]) -> list[str]:
+    """The names of classes as they stand in file names, which are short; where that tells nothing, their labels."""
+    names = [
+        re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).encode()[:100].decode(errors="ignore")
+        for name in classes
+    ]
+    often = Counter(names)
+    return [name if name.strip("_") and often[name] == 1 else str(label) for label, name in enumerate(names)]
 
 
 def _array(drawn: _Drawn, out: Path) -> None:
@@ -181,13 +190,15 @@ def _labels(text: str, generator: Generator) -> tuple[int, ...]:
     """
     words = text.split(",")
     labels = []
+    longest = 1 + max((name.count(",") for name in generator.class_names), default=0)
     while words:
-        ends = range(len(words), 0, -1)
-        fitting = {end: ",".join(words[:end]).strip() for end in ends}
-        end = next((end for end, name in fitting.items() if name in generator.class_names), 1)
-        word, words = fitting[end], words[end:]
-        number = word.isdecimal() and word not in generator.class_names
-        if not number and generator.class_counts and word not in generator.class_names:
+        given = {end: ",".join(words[:end]) for end in range(min(longest, len(words)), 0, -1)}
+        fitting = ((end, word) for end, full in given.items() for word in (full, full.strip()))
+        found = next(((end, word) for end, word in fitting if generator.named(word) is not None), None)
+        end, word = found or (1, given[1].strip())
+        words = words[end:]
+        number = word.isdecimal() and found is None
+        if not number and generator.class_counts and found is None:
             raise ValueError(
                 f'--classes has "{word}", which is neither the name nor the number of a class: '
                 f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "

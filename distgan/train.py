@@ -16,7 +16,7 @@ from distgan.distributed import Ranks
 from distgan.ema import Average
 from distgan.evaluation import Evaluation
 from distgan.guard import WATCHED, Watch, Watched
-from distgan.housekeeping import Housekeeping
+from distgan.housekeeping import Housekeeping, refuse_other_images
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Critic, Given, Penalties
 from distgan.run_folder import Claim, RunFolder
@@ -236,6 +236,9 @@ def _prepare(config: Config) -> _Prepared:
     rank, _ = distributed.launched_ranks()
     if rank == 0 and images.left_out:
         print(f"distgan: {images.left_out}", file=sys.stderr, flush=True)
+    begun = checkpoint.newest(folder.checkpoints, set_aside=False) if rank == 0 else None
+    if begun is not None:
+        refuse_other_images(checkpoint.read_state(begun), images, config)
     counts = _class_counts(images, config.data) if config.model.conditional else ()
     names = images.classes if counts and images.classes is not None else ()
     size = config.data.image_size
@@ -292,8 +295,8 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
         strays = data.find(source).strays if source.source == "folder" else ""
         raise ValueError(
             f"model.conditional is true, but {'some' if images.labels is not None else 'the'} images of "
-            f"{source.path or source.id or source.source} have no labels{strays and f', with {strays}'}: {way}, or set "
-            "model.conditional to false."
+            f"{source.path or source.id or source.source} have no labels{strays and f', because {strays}'}: {way}, or "
+            "set model.conditional to false."
         )
     counts = tuple(torch.bincount(images.labels, minlength=len(images.classes)).tolist())
     if sum(count > 0 for count in counts) < 2:

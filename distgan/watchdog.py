@@ -47,7 +47,7 @@ class _Sign:
 
 
 class Watchdog:
-    """Watches over the ranks of a process group as long as it is entered."""
+    """Watches over the ranks of a process group while it is open."""
 
     def __init__(self, store: Store, rank: int, world: int, *, nodes: int, timeout: float) -> None:
         """Args: what all ranks reach; rank and their number; launchers; seconds in which a lost one ends the job."""

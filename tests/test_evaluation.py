@@ -320,6 +320,13 @@ def pictures(tmp_path_factory):
         (folder / name).mkdir()
         for i in range(count):
             Image.new(mode, (size, size), i).save(folder / name / f"{i}.png")
+    shutil.copytree(folder / "few", folder / "splits" / "test" / "a")
+    for name in ("large", "cut"):
+        (folder / name).mkdir()
+    Image.new("1", (14_000, 14_000)).save(folder / "large" / "0.png")  # to Pillow a decompression bomb
+    Image.new("L", (32, 32)).save(folder / "cut" / "0.jpg")
+    content = (folder / "cut" / "0.jpg").read_bytes()
+    (folder / "cut" / "0.jpg").write_bytes(content[:-2] + bytes(2))
     return folder
 
 
@@ -335,6 +342,12 @@ def pictures(tmp_path_factory):
         (["--reference={pictures}/few"], ["number of real images", "is 20", "at least 129"]),
         (["--reference=test"], ["digits", "no test split"]),
         (["--reference={pictures}"], ["0.png is", "32x32x1"]),
+        (["--reference={pictures}/large"], ["0.png is no picture that can be read."]),
+        (["--reference={pictures}/cut"], ["0.jpg is cut short: mend or remove it."]),
+        (
+            ["--reference={pictures}/splits"],
+            ["error: the splits in the reference", "splits are test: give the folder of one"],
+        ),
         (["--reference={tmp}"], ["the reference is", "no pictures in it"]),
         (["--reference=tset"], ["tset", "train, test or a folder"]),
         (["--extractor-weights={tmp}/none.safetensors"], ["none.safetensors", "cannot be read"]),

@@ -86,6 +86,42 @@ def test_links_to_folders_and_pictures_are_followed_and_loops_end(tmp_path):
     assert data.load(DataConfig(source="folder", path=str(root))).pixels[:, 0, 0, 0].tolist() == [0, 10, 0, 20]
 
 
+def test_folders_that_link_to_each_other_are_each_read_once(tmp_path):
+    """By their paths there are thousands of pictures."""
+    numbers = range(7)
+    root = folder(tmp_path / "pictures", *(f"{i}/1.png" for i in numbers))
+    for i in numbers:
+        for other in {*numbers} - {i}:
+            (root / str(i) / f"link{other}").symlink_to(root / str(other))
+    source = found(root)
+    assert names(source, root) == [f"{i}/1.png" for i in numbers]
+    assert "42 links (" in source.left_out
+    assert "to a folder that is read already" in source.left_out
+
+
+def test_links_into_hidden_folders_are_followed_and_hidden_links_are_not(tmp_path):
+    root = folder(tmp_path / "pictures", ".data/cats/1.png", "dog/1.png")
+    (root / "cat").symlink_to(".data/cats")
+    (root / "tom").symlink_to(".data/cats")
+    (root / ".hidden").symlink_to("dog")
+    source = found(root)
+    assert names(source, root) == ["cat/1.png", "dog/1.png"]
+    assert "2 files hidden or made by tools (.data, .hidden)" in source.left_out
+    assert "1 link (tom) to a folder that is read already" in source.left_out
+
+
+def test_pipes_are_counted_and_files_that_cannot_be_read_are_refused_or_skipped(tmp_path):
+    root = folder(tmp_path / "pictures", "1.png", "2.png")
+    os.mkfifo(root / "pipe.png")
+    (root / "3.png").symlink_to(root / "pipe.png")
+    assert "2 special files (3.png, pipe.png), such as pipes or devices" in found(root).left_out
+    (root / "4.png").symlink_to("/proc/self/mem")  # a file that nobody can read, root neither
+    with pytest.raises(ValueError, match=r"4\.png cannot be read \("):
+        data.load(DataConfig(source="folder", path=str(root)))
+    images = data.load(DataConfig(source="folder", path=str(root), skip_bad=True))
+    assert (images.skipped, len(images.pixels)) == (1, 2)
+
+
 def test_a_folder_of_plain_pictures_keeps_its_store(tmp_path):
     """Runs from before splits, links and archives resume: the key of the store is made of the same things."""
     root = folder(tmp_path / "pictures", "b/1.png", "a/x/2.png", "a.b/3.png")
@@ -135,6 +171,40 @@ def test_a_folder_without_pictures_says_what_it_has_instead(tmp_path):
         found(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "shown"),
+    [
+        ("train-00000-of-00001.parquet", "hub --data.id=OWNER/NAME", "OWNER/NAME"),
+        ("cifar-10-batches-bin/data_batch_1.bin", "cifar10", "cifar10"),
+        ("cifar-10-binary.tar.gz", "cifar10", "cifar10"),
+        ("train-images-idx3-ubyte.gz", "fashion_mnist", "fashion_mnist"),
+    ],
+)
+def test_files_of_another_source_are_known(tmp_path, name, source, shown):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    for path, words in ((tmp_path, "no pictures in it"), (file, "neither a folder nor a zip archive")):
+        with pytest.raises(ValueError, match=words) as error:
+            found(path)
+        said = f": give it with --data.source={source}, or see it with `distgan data {shown} --path {path}`."
+        assert str(error.value).endswith(said)
+
+
+def test_a_path_that_cannot_be_looked_at_is_a_sentence(tmp_path, capfd):
+    long = str(tmp_path / ("a" * 300))
+    for source, words in (("folder", "no such folder"), ("cifar10", "no such folder"), ("hub", "no such folder")):
+        with pytest.raises(ValueError, match=words):
+            sources.find(DataConfig(source=source, path=long, id="a/b" if source == "hub" else None))
+    assert "is neither a source" in complaint(capfd, "data", long)
+
+
+def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path):
+    root = folder(tmp_path, "cat/1.png", os.fsdecode(b"\xff\xfe/1.png"))
+    with pytest.raises(ValueError, match=r"the folder of the class .* has a name that is not UTF-8"):
+        found(root)
+
+
 def test_the_pictures_of_a_run_are_left_out(tmp_path):
     """Its sample grids would be trained on."""
     root = folder(tmp_path, "cat/1.png", "runs/a/samples/step_00000100.png", "runs/a/wandb/x.png", "runs/b/2.png")
@@ -153,6 +223,7 @@ def test_whatever_pillow_reads_is_read(tmp_path):
     kinds += [".jp2", ".j2k", ".jpx"] if features.check("jpg_2000") else []
     for i, kind in enumerate(kinds):
         image = Image.new("L" if kind in (".pgm", ".pbm") else "RGB", (32, 32), "white")
+        image.paste("black", (0, 0, 2, 2))  # all of one colour would be refused
         image = image.convert("1") if kind == ".pbm" else image
         image.save(tmp_path / f"{i}{kind}")
     for kind in (".pdf", ".eps", ".mpg", ".h5", ".heic"):
@@ -168,34 +239,35 @@ def test_whatever_pillow_reads_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "splits", "classes"),
+    ("given", "splits", "classes", "count"),
     [
-        (["train/cat/1.png", "train/dog/1.png", "val/dog/1.png"], ("train", "val"), ("cat", "dog")),
-        (["Training/cat/1.png", "TEST/cat/1.png"], ("Training", "TEST"), ("cat",)),
-        (["train2017/1.png", "val2017/2.png"], ("train2017", "val2017"), None),
-        (["train_set/cat/1.png", "test-images/2.png", "dev/3.png"], ("train_set", "dev", "test-images"), ("cat",)),
-        (["train/1.png", "train/2.png"], ("train",), None),
-        (["faces/train/cat/1.png", "faces/val/cat/1.png"], ("train", "val"), ("cat",)),
-        (["Train/0/1.png", "Test/1.png", "Meta/1.png"], ("Train", "Test"), ("0",)),
+        (["train/cat/1.png", "train/dog/1.png", "val/dog/1.png"], ("train", "val"), ("cat", "dog"), 2),
+        (["Training/cat/1.png", "TEST/cat/1.png"], ("Training", "TEST"), ("cat",), 1),
+        (["train2017/1.png", "val2017/2.png"], ("train2017", "val2017"), None, 1),
+        (["train_set/cat/1.png", "test-images/2.png", "dev/3.png"], ("train_set", "dev", "test-images"), ("cat",), 1),
+        (["train/1.png", "train/2.png"], ("train",), None, 2),
+        (["faces/train/cat/1.png", "faces/val/cat/1.png"], ("train", "val"), ("cat",), 1),
+        (["Train/0/1.png", "Test/1.png", "Meta/1.png"], ("Train", "Test"), ("0",), 1),
         (
             ["training_set/training_set/cat/1.png", "test_set/test_set/dog/1.png"],
             ("training_set", "test_set"),
             ("cat",),
+            1,
         ),
-        (["test/1.png", "exam/2.png"], (), ("exam", "test")),
-        (["train/1.png", "bus/2.png", "car/2.png"], (), ("bus", "car", "train")),
-        (["valid/1.png", "invalid/2.png"], (), ("invalid", "valid")),
-        (["cat/train/1.png", "dog/train/1.png"], (), ("cat", "dog")),
-        (["contrains/1.png", "latest/1.png"], (), ("contrains", "latest")),
+        (["test/1.png", "exam/2.png"], (), ("exam", "test"), 2),
+        (["train/1.png", "bus/2.png", "car/2.png"], (), ("bus", "car", "train"), 3),
+        (["valid/1.png", "invalid/2.png"], (), ("invalid", "valid"), 2),
+        (["cat/train/1.png", "dog/train/1.png"], (), ("cat", "dog"), 2),
+        (["contrains/1.png", "latest/1.png"], (), ("contrains", "latest"), 2),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_split_names_at_the_top_are_splits_and_a_class_of_such_a_name_is_a_class(given, splits, classes):
+def test_split_names_at_the_top_are_splits_and_a_class_of_such_a_name_is_a_class(given, splits, classes, count):
     one = arranged(*given)
     assert one.splits == splits
     assert one.classes == classes
     assert one.split == (splits[0] if splits else None)
-    assert len(one.names) == (sum(f"/{splits[0]}/" in f"/{name}" for name in given) if splits else len(given))
+    assert sorted(one.names) == sorted(given[:count])
 
 
 def test_what_lies_beside_the_splits_is_in_none_of_them_and_counted():
@@ -226,7 +298,7 @@ def test_a_label_means_the_same_in_every_split():
     train, val, test = (arranged(*given, split=split) for split in ("train", "val", "test"))
     assert (train.labels, val.labels, test.labels) == ((0, 1, 2), (1, 2), (2, None))
     assert train.classes == val.classes == test.classes == ("ant", "bee", "cat")
-    assert test.strays == "1 picture (test/dog/1.png) of a class that train lacks"
+    assert test.strays == "1 picture (test/dog/1.png) is of a class that train lacks"
     assert train.strays == val.strays == ""
     assert (train.unseen, val.unseen, test.unseen) == ("val", "train", "val")  # test cannot serve where labels are fed
     assert arranged("train/a/1.png", "val/a/1.png", "test/a/1.png").unseen == "test"
@@ -244,6 +316,18 @@ def patches(root, splits=("train", "test")):
                 pixels = rng.integers(80 * i, 80 * i + 80, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{j}.png")
     return root
+
+
+def test_names_are_the_same_however_their_accents_are_encoded():
+    found = arranged("train/e\u0301/a.png", "train/b/a.png", "val/\u00e9/a.png", "val/b/a.png", split="val")
+    assert found.classes == ("b", "e\u0301")
+    assert (found.labels, found.strays) == ((0, 1), "")
+
+
+def test_many_classes_and_odd_names_keep_to_a_line():
+    assert data.numbered([*"ab"]) == "0 a, 1 b"
+    assert data.numbered(list(map(str, range(3000)))).endswith(", 19 19 and 2,980 more")
+    assert data.numbered(["a\nb\x1b[31m", "\u00e9 \udcff"]) == "0 a\\nb\\x1b[31m, 1 \u00e9 \\udcff"
 
 
 def test_a_run_on_splits_watches_and_measures_itself_by_the_others(tmp_path, capfd):
@@ -312,13 +396,13 @@ def test_a_stray_picture_is_named_where_labels_are_needed(tmp_path, capfd):
     assert found(root).classes is None
     argv = [*SMALL, f"--data.path={root}", f"--run.dir={tmp_path / 'run'}"]
     said = complaint(capfd, "train", *argv, "--model.conditional=true")
-    assert "with 1 picture (stray.png) beside the class folders" in said
+    assert "have no labels, because 1 picture (stray.png) lies beside the class folders" in said
     assert "model.conditional is true" in said
     quick = ["--eval.extractor=classifier", "--eval.metrics=kd_classifier", "--eval.num=10"]
     said = complaint(capfd, "train", *argv, "--eval.every=1", *quick)
-    assert "1 picture (stray.png) beside the class folders" in said
+    assert "because 1 picture (stray.png) lies beside the class folders" in said
     assert cli.main(["data", str(root), "--out", str(tmp_path / "seen.png")]) == 0
-    assert "classes      none, with 1 picture (stray.png) beside the class folders" in capfd.readouterr().out
+    assert "classes      none, because 1 picture (stray.png) lies beside the class folders" in capfd.readouterr().out
 
 
 def test_labels_of_a_dataset_json_take_the_place_of_class_folders(tmp_path):
@@ -340,7 +424,14 @@ def test_labels_of_a_dataset_json_take_the_place_of_class_folders(tmp_path):
     [
         (None, (None, None), ""),
         ([], (None, None), ""),
-        ([["0/a.png", 1]], (1, None), "1 picture (0/b.png) without a label in dataset.json"),
+        ([["0/a.png", 1]], (1, None), "1 picture (0/b.png) has no label in dataset.json"),
+        ([["0/a.png", 1], ["0/b.png", None]], (1, None), "1 picture (0/b.png) has no label in dataset.json"),
+        ([["./0/a.png", "1"], ["0\\b.png", 0.0], ["0/a.png", 1]], (1, 0), ""),
+        (
+            [["x/a.png", 1], ["x/b.png", 0]],
+            (None, None),
+            "no name in dataset.json, such as 'x/a.png', is that of a picture beside it",
+        ),
         ([["0/a.png", [0.5, 1.0]], ["0/b.png", [1.0, 0.5]]], (None, None), ""),  # no classes: a camera's position
         ([["0/a.png", 1], ["0/b.png", 0], ["0/gone.png", 5]], (1, 0), ""),
         ("of other things", (0, 0), ""),  # not StyleGAN's, so folders are classes
@@ -354,9 +445,26 @@ def test_every_kind_of_dataset_json(said, labels, strays):
 
 
 def test_impossible_labels_are_refused():
-    for label in (-1, 10**9):
-        with pytest.raises(ValueError, match=f"dataset.json in HERE has the label {label}"):
+    for label in (-1, 10**9, 0.5, "cat", True):
+        with pytest.raises(ValueError, match=f"dataset.json in HERE has the label {label!r}"):
             arranged("0/a.png", tables={"dataset.json": [["0/a.png", label]]})
+    with pytest.raises(ValueError, match=r"dataset\.json in HERE gives '0/a\.png' two labels, 0 and 1"):
+        arranged("0/a.png", tables={"dataset.json": [["0/a.png", 0], ["./0/a.png", 1]]})
+    with pytest.raises(ValueError, match=r"dataset\.json in HERE has 7 among its labels, which is no pair"):
+        arranged("0/a.png", tables={"dataset.json": [["0/a.png", 0], 7]})
+
+
+@pytest.mark.parametrize("content", [b'{"labels": [', b"\xff", b"[" * 100_000], ids=["cut", "binary", "deep"])
+def test_a_damaged_dataset_json_is_refused(content):
+    with pytest.raises(ValueError, match=r"dataset\.json in HERE is damaged"):
+        arrange(["0/a.png", "dataset.json"], split="train", where="HERE", read=lambda name: content)
+
+
+def test_beside_a_split_with_a_dataset_json_class_folders_are_no_labels():
+    """They would begin at 0 again, whatever the file means by it."""
+    given, said = ["train/0/1.png", "train/0/2.png", "val/a/1.png"], [["0/1.png", 1], ["0/2.png", 0]]
+    for split, labels in (("train", (1, 0)), ("val", (None,))):
+        assert arranged(*given, split=split, tables={"train/dataset.json": said}).labels == labels
 
 
 def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
@@ -371,13 +479,16 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
         assert launch([*argv, "--run.extend=2"], log=log) == [2], log.read_text()
         said = log.read_text()
         assert "was trained on other images than folder is now: " in said
+        capfd.readouterr()
+        assert cli.main(["train", "--check", *argv, "--run.extend=2"]) == 2  # and before any rank has joined another
+        assert capfd.readouterr().err in said
         assert all(word in said for word in words), said
 
     (root / "cat").rename(root / "zebra")
-    refused(["class 1 is now 'dog', was 'cat', class 2 is now 'zebra', was 'dog'"])
+    refused(["class 1 is now 'dog', was 'cat'; class 2 is now 'zebra', was 'dog'"])
     (root / "zebra").rename(root / "cat")
     picture(root / "bee" / "1.png", 200)
-    refused(["there were 6 images, now there are 7", "there were 3 classes, now there are 4, new: bee"])
+    refused(["there were 6 images, now there are 7; there were 3 classes, now there are 4, new: bee"])
     (root / "bee" / "1.png").unlink()
     picture(root / "cat" / "1.png", 77)
     refused(["as many, of the same classes, but other pictures"])

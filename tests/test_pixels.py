@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -118,6 +119,30 @@ def test_16_bit_colours_keep_their_lower_bits(tmp_path, channels):
     assert np.abs(pixels[1].permute(1, 2, 0).numpy() - np.where(alpha > 0, expected, 255)).max() <= 0.51
 
 
+@pytest.mark.parametrize("corner", [0, 65535])
+def test_16_bit_grey_with_alpha_keeps_its_lower_bits(tmp_path, corner):
+    grey, alpha = RAMP * 4095, np.full((32, 32), 65535)
+    alpha[:8, :8] = corner
+    (tmp_path / "a.png").write_bytes(png16(np.stack([grey, alpha], -1).astype(np.uint16)))
+    for channels in (1, 3):
+        pixels = data.load(DataConfig(source="folder", path=str(tmp_path), channels=channels)).pixels[0]
+        expected = np.where(alpha > 0, grey.astype(np.uint16) / 4095 * 255, 255)
+        assert np.abs(pixels.numpy() - expected).max() <= 0.51
+
+
+def test_a_bmp_of_5_6_and_5_bits_has_no_more_than_8(tmp_path):
+    words = (np.arange(32 * 32) * 61 % 65536).astype("<u2")
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    header = struct.pack("<IiiHHIIiiII", 40, 32, 32, 1, 16, 3, words.nbytes, 0, 0, 0, 0) + masks
+    start = 14 + len(header)
+    file = b"BM" + struct.pack("<IHHI", start + words.nbytes, 0, 0, start) + header + words.tobytes()
+    (tmp_path / "a.bmp").write_bytes(file)
+    images = data.load(DataConfig(source="folder", path=str(tmp_path)))
+    assert images.scale is None
+    with Image.open(tmp_path / "a.bmp") as image:
+        assert np.array_equal(images.pixels[0].permute(1, 2, 0).numpy(), np.array(image))
+
+
 def test_16_bit_colours_that_pillow_would_destroy_are_refused(tmp_path):
     for top, folder in ((65535, tmp_path / "full"), (4095, tmp_path / "low")):
         folder.mkdir()
@@ -190,6 +215,19 @@ def test_a_store_of_an_earlier_version_stands_unless_its_pictures_are_deep(tmp_p
         assert again.fingerprint == first.fingerprint
         assert (again.pixels == 7).all() == (name == "eight")
         assert again.plain is not None
+
+
+def test_a_store_of_an_earlier_version_serves_where_the_cache_may_only_be_read(tmp_path):
+    folder = folder_of(tmp_path / "p", [np.full((32, 32), 9, np.uint8), (RAMP * 255).astype(np.uint8)], "png")
+    first = loaded(folder)
+    described = json.loads((first.folder / "store.json").read_text())
+    del described["scale"], described["plain"]
+    (first.folder / "store.json").write_text(json.dumps(described))
+    (first.folder / f"store.json.{os.getpid()}.tmp").mkdir()  # root may write anywhere, but not a file in its place
+    again = loaded(folder)
+    assert (again.folder, again.plain) == (first.folder, 1)
+    assert torch.equal(again.pixels, first.pixels)
+    assert json.loads((first.folder / "store.json").read_text()) == described
 
 
 def test_pictures_of_one_colour_are_said_and_a_source_of_one_colour_is_refused(tmp_path, capsys, monkeypatch):

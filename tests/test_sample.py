@@ -63,10 +63,10 @@ def test_every_form_holds_the_images_that_the_generator_samples(plain, tmp_path,
         assert found.files == ["arr_0"]
         assert found["arr_0"].dtype == np.uint8
         assert np.array_equal(found["arr_0"], expected)
-    assert sample(*options, f"--out={tmp_path}/grid.png") == 0
-    grid = np.array(Image.open(tmp_path / "grid.png"))
+    assert sample(*options, f"--out={tmp_path}/grid.PNG") == 0
+    grid = np.array(Image.open(tmp_path / "grid.PNG"))
     assert np.array_equal(grid if num == 1 else grid[2:34, 2:34], expected[0])
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["grid.png", "images.npz", "pictures"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["grid.PNG", "images.npz", "pictures"]
 
 
 def test_labels_stand_in_names_and_arrays_and_grey_has_three_channels_there(labelled, tmp_path):
@@ -130,18 +130,30 @@ def test_classes_by_name_or_number(labelled, tmp_path, classes, labels):
         (["--out=no/such/"], ["no folder no"]),
         (["--out=no/such.npz"], ["no folder no"]),
         (["--out=file/"], ["file is a file"]),
-        (["--out=full"], ["pictures lie already (0.jpg)"]),
-        (["--out=full/"], ["pictures lie already (0.jpg)"]),
+        (["--out=full"], ["full, which is not empty (cat)"]),
+        (["--out=full/"], ["full/, which is not empty (cat)"]),
     ],
 )
 def test_what_cannot_be_drawn_or_written_is_said(labelled, tmp_path, monkeypatch, capfd, argv, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "0.jpg").write_text("")
+    (tmp_path / "full" / "cat").mkdir(parents=True)  # training images
+    (tmp_path / "full" / "cat" / "0.jpg").write_text("")
     said = complaint(capfd, labelled, *argv)
     assert all(word in said for word in words), said
-    assert sorted(file.name for file in tmp_path.rglob("*")) == ["0.jpg", "file", "full"]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["0.jpg", "cat", "file", "full"]
+
+
+def test_class_names_of_every_kind_make_file_names_and_can_be_asked_for(tmp_path):
+    names = ("n" * 250, "\u7f8a" * 90, "\U0001f600", "a/b", "a b", " lead", "lead", "e\u0301", "a\n\x1b[31m")
+    generator = exported(tmp_path / "generator", names=names)
+    given = ",".join([*names[:7], "\u00e9", *names[8:]])
+    assert sample(generator, "--classes", given, "--num=1", f"--out={tmp_path}/p/") == 0
+    made = [file.stem.partition("-")[2] for file in sorted((tmp_path / "p").iterdir())]
+    assert made == ["n" * 100, "\u7f8a" * 33, "2", "3", "4", "_lead", "lead", "\u00e9", "a_31m"]
+    assert sample(generator, "--classes=lead , lead,  lead", "--num=1", f"--out={tmp_path}/a.npz") == 0
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["arr_1"].tolist() == [6, 5, 6]
 
 
 def test_names_are_refused_where_there_are_no_labels(plain, tmp_path, capfd):

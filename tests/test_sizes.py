@@ -113,7 +113,7 @@ def test_the_hub_has_the_same_in_the_same_order(copy, cached):
     )
     assert ours.fingerprint == theirs.fingerprint
     config = DataConfig(source="cifar10")
-    pixels, labels = data.preview(data.find(config), config, 64)
+    pixels, labels, _ = data.preview(data.find(config), config, 64)
     assert numbers_of(pixels).tolist() == list(range(0, TRAIN, -(-TRAIN // 64)))
     assert labels.tolist() == [label(number) for number in range(0, TRAIN, -(-TRAIN // 64))]
 
@@ -199,7 +199,7 @@ def test_idx_files_of_60_000(tmp_path):
             assert record.content[0, :3].tolist() == [number >> 16, number >> 8 & 255, number & 255]
             assert record.label == label(number)
     weights = torch.tensor([65536, 256, 1], dtype=torch.int32)
-    pixels, labels = data.preview(data.find(config), config, 64)
+    pixels, labels, _ = data.preview(data.find(config), config, 64)
     assert (pixels[:, 0, 0, :3].int() @ weights).tolist() == list(range(0, 60_000, 938))
     assert labels.tolist() == [label(number) for number in range(0, 60_000, 938)]
 
@@ -220,7 +220,7 @@ def test_the_binary_version_of_50_000(tmp_path):
     test = data.find(data.test_split(config)).records(1)
     found = [256 * int(record.content[1, 0, 0]) + int(record.content[2, 0, 0]) for record in test]
     assert found == list(range(50_000, 60_000))
-    pixels, labels = data.preview(data.find(config), config, 64)
+    pixels, labels, _ = data.preview(data.find(config), config, 64)
     assert numbers_of(pixels).tolist() == list(range(0, 50_000, 782))
     assert labels.tolist() == [label(number) for number in range(0, 50_000, 782)]
 
@@ -235,7 +235,7 @@ def test_a_folder_of_thousands(tmp_path):
     images = data.load(config)
     assert numbers_of(images.pixels).tolist() == expected
     assert images.labels.tolist() == [number % 3 for number in expected]
-    pixels, _ = data.preview(data.find(config), config, 64)
+    pixels, _, _ = data.preview(data.find(config), config, 64)
     assert numbers_of(pixels).tolist() == expected[::32]
 
 
@@ -261,7 +261,7 @@ def test_the_verbs_where_a_split_has_many_rows(copy, tmp_path, capsys, monkeypat
     monkeypatch.setattr(classifier, "_STEPS", 10)
     monkeypatch.setattr(classifier, "_EPOCHS", 0)
     assert cli.main(["train", "--check", *run]) == 0
-    unseen = train._unseen(DataConfig(source="cifar10", path=str(folder)), classes=10)
+    unseen = train._unseen(DataConfig(source="cifar10", path=str(folder)), None, classes=10)
     every = -(-TRAIN // train.WATCHED)
     assert numbers_of(unseen.pixels).tolist() == list(range(0, TRAIN, every))
     assert unseen.labels.tolist() == [label(number) for number in range(0, TRAIN, every)]

@@ -1,5 +1,6 @@
 """Tables of pictures as people have them: layouts, configurations, columns, labels, scripts; copies and the hub."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -15,9 +16,10 @@ from distgan.config import DataConfig
 
 
 def png(value):
-    """A grey picture, so that its value says which it is."""
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32), (value, value, value)).save(stream, "PNG")
+    """A grey picture, so that its value says which it is, with a spot: all of one colour would be refused."""
+    stream, picture = io.BytesIO(), Image.new("RGB", (32, 32), (value, value, value))
+    picture.putpixel((31, 31), (255 - value, 255, 255))
+    picture.save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -28,7 +30,8 @@ def plain(file, values, *, kind="struct", image="image", **columns):
         type_ = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         pictures = pyarrow.array([{"bytes": one, "path": "a.png"} for one in encoded], type_)
     else:
-        pictures = pyarrow.array(encoded, pyarrow.large_binary() if kind == "large" else pyarrow.binary())
+        types = {"large": pyarrow.large_binary(), "view": pyarrow.binary_view()}
+        pictures = pyarrow.array(encoded, types.get(kind, pyarrow.binary()))
     others = {
         name: column if isinstance(column, pyarrow.Array) else pyarrow.array(column) for name, column in columns.items()
     }
@@ -52,7 +55,7 @@ def values(images):
     return images.pixels[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["struct", "binary", "large"])
+@pytest.mark.parametrize("kind", ["struct", "binary", "large", "view"])
 def test_pictures_without_metadata_are_found_by_their_first_bytes(tmp_path, kind):
     rubbish = pyarrow.array([b"no picture"] * 3, pyarrow.binary())
     plain(tmp_path / "train.parquet", [10, 20, 30], kind=kind, image="photo", raw=rubbish, label=[2, 0, -1])
@@ -76,8 +79,12 @@ def test_pictures_without_metadata_are_found_by_their_first_bytes(tmp_path, kind
         (["dog", "cat", "dog"], "cat dog", [1, 0, 1]),
         (pyarrow.array(["b", None, "a"]).dictionary_encode(), "a b", [1, -1, 0]),
         (pyarrow.array(["b", "b", "a"], pyarrow.large_string()), "a b", [1, 1, 0]),
+        (pyarrow.array(["b", "b", "a"], pyarrow.string_view()), "a b", [1, 1, 0]),
+        ([2.0, float("nan"), 0.0], "0 1 2", [2, -1, 0]),
+        (pyarrow.array([1.0, None, -1.0], pyarrow.float32()), "0 1", [1, -1, -1]),
+        ([True, False, None], "0 1", [1, 0, -1]),
     ],
-    ids=["numbers", "bytes", "strings", "categories", "large strings"],
+    ids=["numbers", "bytes", "strings", "categories", "large strings", "views", "floats of a gap", "floats", "bools"],
 )
 def test_plain_labels(tmp_path, labels, classes, expected):
     plain(tmp_path / "train.parquet", [10, 20, 30], label=labels, kind_of_animal=labels)
@@ -96,6 +103,32 @@ def test_classes_of_strings_are_numbered_over_all_splits(tmp_path):
     assert load(tmp_path).labels.tolist() == [1, 3, 0]
     assert load(tmp_path, split="test").labels.tolist() == [3, 2]
     assert load(tmp_path, split="validation").labels is None
+
+
+def test_numbers_with_fractions_are_no_labels_whatever_they_are_called(tmp_path):
+    plain(tmp_path / "train.parquet", [10, 20], label=[0.5, 1.0])
+    assert load(tmp_path).labels is None
+
+
+def test_shards_without_rows_and_first_rows_without_pictures_are_passed_over(tmp_path):
+    for shard in (0, 2):
+        parquet.write_table(pyarrow.table({"image": pyarrow.nulls(0)}), tmp_path / f"train-{shard}.parquet")
+    pictures = pyarrow.array([None] * 20 + [png(10), png(20)], pyarrow.binary())
+    parquet.write_table(pyarrow.table({"image": pictures}), tmp_path / "train-1.parquet")
+    images = load(tmp_path, skip_bad=True)
+    assert (values(images), images.skipped) == ([10, 20], 20)
+
+
+def test_pictures_that_a_table_names_lie_beside_it(tmp_path):
+    type_ = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    pictures = pyarrow.array([{"bytes": png(10), "path": None}, {"bytes": None, "path": "images/b.png"}], type_)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "b.png").write_bytes(png(20))
+    parquet.write_table(pyarrow.table({"image": pictures}), tmp_path / "train.parquet")
+    assert values(load(tmp_path)) == [10, 20]
+    (tmp_path / "images" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"row 1 of .* is kept in .*/images/b\.png, which cannot be read"):
+        load(tmp_path, cache=str(tmp_path / "cache"))
 
 
 def test_what_is_no_label_is_refused(tmp_path):
@@ -155,6 +188,25 @@ def test_layouts(tmp_path, train, test):
     assert values(load(tmp_path, split="test")) == [100]
     with pytest.raises(ValueError, match=r"no validation-\*\.parquet is in it: data\.split must be one of test, train"):
         load(tmp_path, split="validation")
+
+
+def test_splits_are_known_by_their_kind_and_one_of_them_is_unseen(tmp_path, hub_cache):
+    for split, value in {"train": 10, "validation": 20, "test": 30, "extra": 40}.items():
+        described(tmp_path / "all" / f"{split}-00000-of-00001.parquet", [value, value + 1], [0, 1], ["a", "b"])
+    two = tmp_path / "two"
+    two.mkdir()
+    for split in ("train", "validation"):
+        shutil.copy(tmp_path / "all" / f"{split}-00000-of-00001.parquet", two)
+    hub_cache("default", **{split: two / f"{split}-00000-of-00001.parquet" for split in ("train", "validation")})
+    for place in (str(two), None):
+        config = DataConfig(source="hub", id="owner/name", path=place)
+        assert data.test_split(config).split == "validation"
+        val = dataclasses.replace(config, split="val")
+        assert values(data.load(val)) == [20, 21]
+        assert data.test_split(val).split == "train"
+    assert data.test_split(DataConfig(source="hub", id="owner/name", path=str(tmp_path / "all"))).split == "test"
+    with pytest.raises(ValueError, match="has no test split besides what is trained on"):
+        data.test_split(DataConfig(source="hub", id="owner/name", split="train[:50%]"))  # it may be a part of any
 
 
 def test_files_that_name_no_split_are_trained_on_and_other_names_are_splits(tmp_path):

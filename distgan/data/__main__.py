@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if source.splits:
         print(f"split        {source.split}, of {', '.join(source.splits)}")
     named = f"{len(source.classes)}: {numbered(source.classes)}" if source.classes else "none"
-    print(f"classes      {named}{source.strays and f', with {source.strays}'}")
+    joined = ", but " if source.classes else ", because "
+    print(f"classes      {named}{source.strays and joined + source.strays}")
     if source.left_out:
         print(source.left_out)
     channels = data.channels or source.channels
@@ -92,7 +93,7 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     what = arguments.what
     if what in _source_names():
         return DataConfig(source=what, **options)
-    if Path(what).exists():
+    if paths.exists(what):
         return DataConfig(source="folder", **options | {"path": what})
     if what.startswith((".", "/")) or what.count("/") != 1:
         raise ValueError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
@@ -116,7 +117,9 @@ def _sizes(source: Source) -> str:
         else:
             height, width = record.content.shape[-2:]
             seen[f"{width}x{height} {'RGB' if record.content.ndim == 3 else 'L'}"] += 1
-    said = ", ".join(f"{count} of {size}" for size, count in seen.most_common(5))
+    said = ", ".join(
+        f"{count} {size}" if size == "undecodable" else f"{count} of {size}" for size, count in seen.most_common(5)
+    )
     return f"{said} among the {seen.total()} looked at"
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from distgan.data.arrangement import counted
+from distgan.data.arrangement import counted, plain
 from distgan.data.records import Tree
 
 _EXPANSION = 100  # pictures are compressed already: what grows by more than this, and becomes large, is a trap
@@ -22,7 +22,7 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFErro
 
 
 def unzipped(file: Path) -> Tree:
-    """Lists the files in a zip archive; links in it are left out.
+    """Lists the files in a zip archive; links in it are left out. Of several of one name the last is read.
 
     Raises:
         ValueError: it is damaged, encrypted, of unknown compression, has names that lead out of it, or would expand
@@ -30,7 +30,8 @@ def unzipped(file: Path) -> Tree:
     """
     with _explained(f"the archive {file}"), zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    members = {_checked(entry, file): entry for entry in entries}
+    named = [(_checked(entry, file), entry) for entry in entries]
+    members = dict(named)
     total = sum(entry.file_size for entry in entries)  # of overlapping entries, too
     if total > max(_LARGE_ARCHIVE, _EXPANSION * file.stat().st_size):
         raise ValueError(
@@ -38,6 +39,10 @@ def unzipped(file: Path) -> Tree:
             "no archive of pictures does: it is not read."
         )
     links = [name for name, entry in members.items() if stat.S_ISLNK(entry.external_attr >> 16)]
+    overwritten = [name for name, entry in named if members[name] is not entry]
+    left_out = [counted(links, "link")] if links else []
+    if overwritten:
+        left_out.append(f"{counted(overwritten, 'file')} of which there is a later one of the same name")
 
     @contextlib.contextmanager
     def opened() -> Iterator[Callable[[str], bytes]]:
@@ -51,18 +56,13 @@ def unzipped(file: Path) -> Tree:
 
             yield read
 
-    return Tree(
-        names=[name for name in members if name not in set(links)],
-        open=opened,
-        left_out=[counted(links, "link")] if links else [],
-    )
+    return Tree(names=list(members.keys() - set(links)), open=opened, left_out=left_out)
 
 
 def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
     """The name of an entry, with slashes between its parts. Raises ValueError where the entry may not be read."""
-    name = entry.filename.replace("\\", "/")  # as some programs on Windows write it
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name):
+    name = plain(entry.filename)
+    if entry.filename.startswith(("/", "\\")) or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
         raise ValueError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")
     if entry.flag_bits & 1:
         raise ValueError(f"the archive {file} is encrypted ({name}): unpack it and give the folder.")
@@ -76,7 +76,7 @@ def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
             f"{name} in the archive {file} would expand to {entry.file_size / 1e6:,.0f} MB, which no picture does: the "
             "archive is not read."
         )
-    return "/".join(parts)
+    return name
 
 
 @contextlib.contextmanager

@@ -5,14 +5,16 @@ Everything here is a function of names alone, so that folders and archives are u
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
+
+from distgan.paths import quoted
 
 # Registered with Pillow, but no pictures, or not opened by Pillow alone; EPS would start another program.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -29,6 +31,12 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 _KINDS = ("train", "validation", "test")
+# Files of data sets that are no pictures, and how each is given.
+_SOURCES = {
+    r"(data_batch_\d|test_batch)(\.bin)?|cifar-10-(binary|python)\.(tar\.gz|tgz)": "cifar10",
+    r".+-ubyte(\.gz)?": "fashion_mnist",
+    r".+\.parquet": "hub",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,7 @@ class Arranged:
     unseen: str | None
     """The one of the others that serves where images are needed that nobody trains on."""
     strays: str
-    """Which pictures keep the others' class folders from being labels; empty where there are none."""
+    """Which pictures have no label though others have one, or why none has: a clause; empty where there are none."""
     left_out: tuple[str, ...]
     """What is left out: how much of what, a phrase for each kind."""
     salt: tuple[Any, ...]
@@ -71,7 +79,8 @@ def arrange(
         archive: whether a single folder around everything else is stepped into even where it holds no splits.
 
     Raises:
-        ValueError: there are no pictures, there is no such split, or dataset.json has impossible labels.
+        ValueError: there are no pictures, there is no such split, dataset.json is damaged or has impossible labels, or
+            the name of a class is not UTF-8.
     """
     kept, left_out = _without_leftovers(sorted(names, key=_parts))
     pictures = [name for name in kept if _ending(name) in endings()]
@@ -99,15 +108,20 @@ def arrange(
         left_out.append(f"{counted(beside, 'picture')} beside the splits")
     if not mine:
         said = f" (left out: {', '.join(left_out)})" if left_out else ""
-        raise ValueError(f"data.path is {where}, but there are no pictures in it{said}.")
+        raise ValueError(
+            f"data.path is {where}, but there are no pictures in it{said}{of_another_source(kept, where) or ''}."
+        )
 
-    classes = _classes(table(under), [(folders[name], splits[name]) for name in splits] or [(under, mine)])
-    labels = _labels(mine, under, table(under), classes)
+    labelled = {folder: table(folder) for folder in (under, *folders.values())}
+    if any(one is not None for one in labelled.values()):  # beside its labels, those of class folders mean others
+        labelled = {folder: one or {} for folder, one in labelled.items()}
+    classes = _classes(labelled.values(), [(folders[name], splits[name]) for name in splits] or [(under, mine)])
+    labels = _labels(mine, under, labelled[under], classes)
     unseen = max(
         (name for name in splits if name != chosen),
         # Only where all have labels do they serve networks that take these.
         key=lambda name: (
-            None not in _labels(splits[name], folders[name], table(folders[name]), classes),
+            None not in _labels(splits[name], folders[name], labelled[folders[name]], classes),
             _KINDS.index(_kind(name) or "train"),
         ),
         default=None,
@@ -119,7 +133,7 @@ def arrange(
         split=chosen,
         splits=tuple(splits),
         unseen=unseen,
-        strays=_strays(mine, labels, under, by_table=table(under) is not None, lacking=next(iter(splits), "")),
+        strays=_strays(mine, labels, under, table=labelled[under], lacking=next(iter(splits), "")),
         left_out=tuple(left_out),
         salt=(*mine, labels) if table(under) is not None else tuple(mine),
     )
@@ -136,6 +150,42 @@ def endings() -> frozenset[str]:
 def left_behind(name: str) -> str | None:
     """Returns the part of a name that says that the file is hidden or made by a tool; None where it is neither."""
     return next((part for part in _parts(name) if part.startswith(".") or part.lower() in _BY_TOOLS), None)
+
+
+def meant(split: str, names: Iterable[str]) -> str | None:
+    """Returns which split is meant: that of this very name, else in other letters, else the only one of its kind."""
+    there, kind = list(names), _kind(split)
+    for found in (
+        [name for name in there if name == split],
+        [name for name in there if name.lower() == split.lower()],
+        [name for name in there if kind is not None and _kind(name) == kind],
+    ):
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def unseen_beside(split: str, names: Iterable[str]) -> str | None:
+    """Returns the split to take images from that those who train on `split` do not see: best one for tests."""
+    kinds = {name: kind for name in names if (kind := _kind(name)) not in (None, _kind(split))}
+    return max(kinds, key=lambda name: _KINDS.index(kinds[name] or ""), default=None)
+
+
+def of_another_source(names: Iterable[str], where: str) -> str | None:
+    """Returns how to give files that are those of another `data.source`, as the end of a sentence, or None."""
+    source = next(
+        (source for name in names for files, source in _SOURCES.items() if re.fullmatch(files, _last(name))), None
+    )
+    if source is None:
+        return None
+    given = "hub --data.id=OWNER/NAME" if source == "hub" else source
+    shown = "OWNER/NAME" if source == "hub" else source
+    return f": give it with --data.source={given}, or see it with `distgan data {shown} --path {quoted(where)}`"
+
+
+def plain(name: str) -> str:
+    """Returns a name with slashes between its parts, as some programs on Windows do not write it, and no empty ones."""
+    return "/".join(part for part in _parts(name.replace("\\", "/")) if part not in ("", "."))
 
 
 def counted(names: Sequence[str], what: str) -> str:
@@ -202,32 +252,34 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
             f"data.split is {split}, but {where} has no folders of splits at its top, such as train and test: leave "
             "data.split out, or set it to train where the recipe gives it."
         )
-    kind = _kind(split)
-    for meant in (
-        [name for name in found if name == split],
-        [name for name in found if name.lower() == split.lower()],
-        [name for name in found if kind is not None and _kind(name) == kind],
-    ):
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            break
+    if (name := meant(split, found)) is not None:
+        return name
     raise ValueError(
         f"data.split is {split}, but the splits in {where} are {', '.join(found)}: choose one with --data.split=NAME."
     )
 
 
-def _classes(table: Mapping[str, int] | None, splits: Iterable[tuple[str, Sequence[str]]]) -> tuple[str, ...]:
+def _classes(
+    tables: Iterable[Mapping[str, int] | None], splits: Iterable[tuple[str, Sequence[str]]]
+) -> tuple[str, ...]:
     """Names of the classes, by dataset.json, or by the class folders of the first split that has such folders.
 
     A label then means the same in every split.
+
+    Raises:
+        ValueError: the name of a class folder is not UTF-8, so that no recipe or model card can have it.
     """
-    if table is not None:
-        return tuple(map(str, range(max(table.values(), default=-1) + 1)))
+    given = [table for table in tables if table is not None]
+    if given:
+        return tuple(map(str, range(max((label for table in given for label in table.values()), default=-1) + 1)))
     for folder, names in splits:
         tops = {_top(name, folder) for name in names}
         if None not in tops:
-            return tuple(sorted(top for top in tops if top is not None))
+            classes = tuple(sorted(top for top in tops if top is not None))
+            for name in classes:
+                if name.encode(errors="replace").decode() != name:
+                    raise ValueError(f"the folder of the class {name!r} has a name that is not UTF-8: rename it.")
+            return classes
     return ()
 
 
@@ -235,46 +287,80 @@ def _labels(
     names: Sequence[str], under: str, table: Mapping[str, int] | None, classes: Sequence[str]
 ) -> tuple[int | None, ...]:
     if table is not None:
-        return tuple(table.get(name.removeprefix(under)) for name in names)
-    numbers = {name: label for label, name in enumerate(classes)}
-    return tuple(numbers.get(_top(name, under) or "") for name in names)
+        return tuple(table.get(plain(name.removeprefix(under))) for name in names)
+    # A name may have its accents encoded in one way here and in another there, as macOS does.
+    numbers = {_composed(name): label for label, name in enumerate(classes)}
+    numbers |= {name: label for label, name in enumerate(classes)}
+    tops = [_top(name, under) or "" for name in names]
+    return tuple(numbers.get(top, numbers.get(_composed(top))) for top in tops)
 
 
-def _strays(names: Sequence[str], labels: Sequence[int | None], under: str, *, by_table: bool, lacking: str) -> str:
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _strays(
+    names: Sequence[str],
+    labels: Sequence[int | None],
+    under: str,
+    *,
+    table: Mapping[str, int] | None,
+    lacking: str,
+) -> str:
     """Which pictures have no label while there are labels, or class folders, for others; and why."""
     unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None]
     beside = [name for name in unlabelled if _top(name, under) is None]
-    if by_table:
-        return (
-            f"{counted(unlabelled, 'picture')} without a label in {_LABELS}" if 0 < len(unlabelled) < len(names) else ""
-        )
+    if table is not None:
+        if not table or not unlabelled:
+            return ""
+        if len(unlabelled) == len(names):
+            return f"no name in {_LABELS}, such as {next(iter(table))!r}, is that of a picture beside it"
+        return f"{counted(unlabelled, 'picture')} {_verb(unlabelled, 'has', 'have')} no label in {_LABELS}"
     if beside:
-        return f"{counted(beside, 'picture')} beside the class folders" if len(beside) < len(names) else ""
-    return f"{counted(unlabelled, 'picture')} of a class that {lacking} lacks" if unlabelled else ""
+        lie = f"{counted(beside, 'picture')} {_verb(beside, 'lies', 'lie')} beside the class folders"
+        return lie if len(beside) < len(names) else ""
+    are = f"{counted(unlabelled, 'picture')} {_verb(unlabelled, 'is', 'are')} of a class that {lacking} lacks"
+    return are if unlabelled else ""
 
 
 def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
     """What StyleGAN's dataset.json says of names relative to it, {} where it gives no classes; None if it is not one.
 
     Raises:
-        ValueError: a label is below 0 or far too large.
+        ValueError: it is damaged, a label is no number from 0 on, or a picture has two.
     """
     try:
         said = json.loads(content)
-    except ValueError:
-        return None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{_LABELS} in {where} is damaged: mend it, or remove it if folders are the classes."
+        ) from error
     if not isinstance(said, dict) or "labels" not in said:
         return None
     pairs = said["labels"] or []
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        return None
-    labels = {name: label for name, label in pairs if isinstance(name, str) and type(label) is int}
-    if len(labels) < len(pairs):  # vectors, such as a camera's position: no classes
+    if not isinstance(pairs, list) or not any(_is_pair(pair) for pair in pairs):
+        return None if pairs else {}
+    if wrong := [pair for pair in pairs if not _is_pair(pair)]:
+        raise ValueError(
+            f"{_LABELS} in {where} has {wrong[0]!r} among its labels, which is no pair of a name and a label."
+        )
+    if any(isinstance(label, list) for _, label in pairs):  # vectors, such as a camera's position: no classes
         return {}
-    if labels and not (min(labels.values()) >= 0 and max(labels.values()) < _MOST_CLASSES):
-        wrong = next(label for label in labels.values() if not 0 <= label < _MOST_CLASSES)
-        raise ValueError(f"{_LABELS} in {where} has the label {wrong}, but labels are numbers from 0 on.")
+    labels: dict[str, int] = {}
+    for given, label in pairs:
+        if label is None:
+            continue
+        number = re.fullmatch(r"([0-9]{1,9})(\.0*)?", str(label))  # 1, 1.0 and "1" are the same
+        if number is None or int(number[1]) >= _MOST_CLASSES:
+            raise ValueError(f"{_LABELS} in {where} has the label {label!r}, but labels are numbers from 0 on.")
+        name = plain(given)
+        if labels.setdefault(name, int(number[1])) != int(number[1]):
+            raise ValueError(f"{_LABELS} in {where} gives {name!r} two labels, {labels[name]} and {number[1]}.")
     return labels
+
+
+def _is_pair(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
 
 
 def _kind(name: str) -> str | None:
@@ -309,7 +395,8 @@ def _folders(name: str) -> Iterator[str]:
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    stem, _, ending = _last(name).rpartition(".")
+    return f".{ending.lower()}" if stem and ending else ""
 
 
 def _by_ending(names: Sequence[str]) -> str:
@@ -321,6 +408,10 @@ def _by_ending(names: Sequence[str]) -> str:
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _verb(names: Sequence[str], of_one: str, of_several: str) -> str:
+    return of_one if len(names) == 1 else of_several
 
 
 def _count(names: Sequence[str], what: str) -> str:

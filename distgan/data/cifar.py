@@ -4,23 +4,24 @@ A file holds records of one label byte and 3 x 32 x 32 bytes of pixels, plane by
 lies: nothing of it is unpacked.
 """
 
+import contextlib
 import gzip
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeVar, cast
+from typing import IO, cast
 
 import numpy as np
 
+from distgan import paths
 from distgan.config import DataConfig
 from distgan.data.records import Record, Source
 
 _FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _NAMES = "batches.meta.txt"
 _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_T = TypeVar("_T")
 _RECORD = 1 + 3 * 32 * 32
 _LARGEST = 2**30  # bytes that an archive may hold; CIFAR-10 has 184 MB
 _ARCHIVES = (".tar.gz", ".tgz")
@@ -92,7 +93,13 @@ def original(data: DataConfig) -> Source | None:
     count = sum(batches.sizes[name] for name in names) // _RECORD
     # An archive holds both splits: the salt tells them apart.
     return Source(
-        records=records, count=count, channels=3, classes=classes, files=batches.files, salt=f"binary {data.split}"
+        records=records,
+        count=count,
+        channels=3,
+        classes=classes,
+        files=batches.files,
+        salt=f"binary {data.split}",
+        unseen="test" if data.split == "train" else "train",
     )
 
 
@@ -102,12 +109,14 @@ def _place(path: Path) -> Path | None:
     Raises:
         ValueError: there is only something else of the kind.
     """
+    if not paths.exists(path):
+        return None
     if path.is_file():
         if not path.name.endswith(_ARCHIVES):
             raise ValueError(f"data.path is {path}, but must be a folder, or the original CIFAR-10's .tar.gz.")
         return path
     for folder in (path, path / "cifar-10-batches-bin"):
-        if any((folder / name).exists() for names in _FILES.values() for name in names):
+        if any(paths.exists(folder / name) for names in _FILES.values() for name in names):
             return folder  # with some of them missing, perhaps
     for archive in sorted(path.glob("cifar-10-binary*")):
         if archive.name.endswith(_ARCHIVES):
@@ -146,15 +155,7 @@ def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
 def _in_archive(path: Path) -> _Batches:
     """The archive's files by their last names: where it would have them unpacked is nothing to us."""
 
-    def opened(look: Callable[[tarfile.TarFile], _T]) -> _T:
-        try:
-            with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
-                return look(archive)
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-            raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
-
-    _check(path)
-    found = opened(lambda archive: archive.getmembers())
+    found = _listed(path)
     wanted = {_NAMES, *_FILES["train"], *_FILES["test"]}
     members = {name: one for one in found if one.isreg() and (name := PurePosixPath(one.name).name) in wanted}
     if not members.keys() - {_NAMES}:
@@ -162,24 +163,51 @@ def _in_archive(path: Path) -> _Batches:
         raise ValueError(f"{path} holds no {_FILES['train'][0]}: {_FETCH}.")
 
     def read(name: str) -> bytes:
-        return opened(lambda archive: cast(IO[bytes], archive.extractfile(members[name])).read())
+        with _explained(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+            return cast(IO[bytes], archive.extractfile(members[name])).read()
 
     sizes = {name: member.size for name, member in members.items()}
     return _Batches(sizes, read, lambda name: f"{name} in {path}", (path,))
 
 
-def _check(path: Path) -> None:
-    """Reads an archive to its end, where gzip keeps its checksum; it must not expand beyond reason."""
-    size = 0
+class _Limited:
+    """What an archive unpacks to, as far as that is not beyond reason."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path, self._stream, self._size = path, stream, 0
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._size += len(piece)
+        if self._size > _LARGEST:
+            raise ValueError(
+                f"{self._path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}."
+            )
+        return piece
+
+
+def _listed(path: Path) -> list[tarfile.TarInfo]:
+    """What an archive holds. Reads it to its end, where gzip keeps its checksum."""
+    with _explained(path):
+        with path.open("rb") as stream:
+            if stream.read(262).endswith(b"ustar"):
+                raise ValueError(
+                    f"{path} is a tar archive without compression, though its name says otherwise: unpack it and give "
+                    "data.path the folder."
+                )
+        with gzip.open(path) as unpacked:
+            limited = _Limited(path, cast(IO[bytes], unpacked))
+            with tarfile.open(fileobj=cast(IO[bytes], limited), mode="r|") as archive:
+                members = archive.getmembers()
+            while limited.read(2**20):
+                pass
+    return members
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turns what damaged archives raise into a sentence."""
     try:
-        with gzip.open(path) as stream:
-            while piece := stream.read(2**20):
-                size += len(piece)
-                if size > _LARGEST:
-                    break
-    except (OSError, EOFError, zlib.error) as error:
+        yield
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
-    if size > _LARGEST:
-        raise ValueError(
-            f"{path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}."
-        )

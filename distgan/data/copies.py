@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from distgan.config import DataConfig, nearest
+from distgan.data.arrangement import meant
 from distgan.data.records import existing_folder
 
 _SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
@@ -21,8 +22,10 @@ Splits = dict[str, tuple[Path, ...]]
 """Files in order, by the name of their split."""
 
 
-def splits(data: DataConfig, name: str) -> Splits:
-    """Returns the files of the configuration that `data.config` names, or of the only one that has `data.split`.
+def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
+    """Returns which split `data.split` means, and the files of all splits of its configuration.
+
+    That is the configuration that `data.config` names, or else the only one that has the split.
 
     Raises:
         ValueError: the folder has no such files, or several configurations have some and none is named.
@@ -35,14 +38,16 @@ def splits(data: DataConfig, name: str) -> Splits:
     configurations, default = _described(root, found)
     if not configurations:
         configurations = _by_names(root, found)
-    having = [config for config, files in configurations.items() if data.split in files]
+    chosen = {config: split for config, files in configurations.items() if (split := meant(data.split, files))}
+    # One that has a split of this very name goes before those that have another of the kind.
+    having = [config for config in chosen if data.split in configurations[config]] or list(chosen)
     if data.config is not None:
         if data.config not in configurations:
             raise ValueError(
                 f'data.config is "{data.config}", which {root} does not have: '
                 f"{nearest(data.config, list(configurations))}"
             )
-        having = [config for config in having if config == data.config]
+        having = [config for config in chosen if config == data.config]
     elif default in having:
         having = [default]
     if not having:
@@ -55,7 +60,7 @@ def splits(data: DataConfig, name: str) -> Splits:
         raise ValueError(
             f"data.path is {root}, which has the configurations {', '.join(having)}: choose one with data.config."
         )
-    return configurations[having[0]]
+    return chosen[having[0]], configurations[having[0]]
 
 
 def _visible(path: PurePath) -> bool:

@@ -1,6 +1,7 @@
 """A picture of any size and mode -> uint8 (channels, size, size): turned upright, centre-cropped, resized once."""
 
 import io
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -122,7 +123,9 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Tells from its header, before it is loaded, whether a picture has more than 8 bits."""
     tile = image.tile[0] if image.tile else None
     arguments = _arguments(tile) if tile is not None else ()
-    sixteen = any(isinstance(word, str) and ";16" in word for word in arguments)
+    # Of BMP, BGR;16 is 5, 6 and 5 bits.
+    words = [word for word in arguments if isinstance(word, str) and not word.startswith("BGR")]
+    sixteen = any(re.search(r";16(?!\d)", word) for word in words)
     netpbm = tile is not None and tile[0] == "ppm" and isinstance(arguments[-1], int) and arguments[-1] > 255
     return image.mode.startswith("I") or image.mode == "F" or sixteen or netpbm
 
@@ -180,14 +183,18 @@ def _lower_bytes(image: ImageFile.ImageFile, content: bytes) -> np.ndarray | Non
     tiles = image.tile
     words = {_arguments(tile)[0] for tile in tiles}
     kind, _, order = words.pop().partition(";16") if len(words) == 1 else ("", "", "")
-    if kind not in ("RGB", "RGBA") or kind != image.mode or not order:
+    chosen = [*range(len(image.getbands()))]
+    if (kind, order, image.mode) == ("LA", "B", "RGBA"):  # PNG's grey with alpha: both bytes of both, as they lie there
+        other, chosen = "RGBA", [1, 1, 1, 3]
+    elif kind in ("RGB", "RGBA") and kind == image.mode and order:
+        first = {"N": sys.byteorder == "big", "B": True, "L": False}[order]
+        other = f"{kind};16{'L' if first else 'B'}"
+    else:
         return None
-    first = {"N": sys.byteorder == "big", "B": True, "L": False}[order]
-    other = f"{kind};16{'L' if first else 'B'}"
     with Image.open(io.BytesIO(content)) as again:
         again.tile = [tile._replace(args=(other, *_arguments(tile)[1:])) for tile in tiles]
         again.load()
-        return np.array(ImageOps.exif_transpose(again))
+        return np.array(ImageOps.exif_transpose(again))[..., chosen]
 
 
 def _deep(image: Image.Image, lower: np.ndarray | None) -> _Deep:

@@ -1,6 +1,7 @@
 """Pictures in a folder, or in a zip archive as they would lie in a folder; sub-folders are classes, or splits."""
 
 import contextlib
+import heapq
 import json
 import os
 import zipfile
@@ -8,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from distgan import paths
 from distgan.config import DataConfig
 from distgan.data.archives import unzipped
-from distgan.data.arrangement import arrange, counted, left_behind
+from distgan.data.arrangement import arrange, counted, left_behind, of_another_source
 from distgan.data.records import Record, Source, Tree
 
 
@@ -23,7 +25,7 @@ def folder(data: DataConfig) -> Source:
     if data.path is None:
         raise ValueError("data.source is folder, but data.path is not set: give the folder with the pictures.")
     root = Path(data.path)
-    if not root.exists():
+    if not paths.exists(root):
         raise ValueError(f"data.path is {root}, but there is no such folder or zip archive.")
     archive = root.is_file()
     tree = _archive(root) if archive else _tree(root)
@@ -33,7 +35,13 @@ def folder(data: DataConfig) -> Source:
     def records(every: int) -> Iterator[Record]:
         with tree.open() as read:
             for name, label in zip(found.names[::every], found.labels[::every], strict=True):
-                yield Record(str(root / name), read(name), label)
+                try:
+                    content = read(name)
+                except ValueError:
+                    if not data.skip_bad:
+                        raise
+                    content = b""  # skipped and counted like any other that cannot be decoded
+                yield Record(str(root / name), content, label)
 
     left_out = [*found.left_out, *tree.left_out]
     return Source(
@@ -61,7 +69,7 @@ def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> No
     Raises:
         ValueError: a place lies in the folder.
     """
-    if not Path(pictures).is_dir():
+    if not paths.is_folder(pictures):
         return
     inside = _walk(Path(pictures)).folders
     for what, place in places.items():
@@ -82,16 +90,33 @@ class _Walked(NamedTuple):
     """Device and inode of each folder."""
     broken: list[str]
     """Links to nothing."""
-    loops: list[str]
-    """Links to a folder that they lie in themselves."""
+    again: list[str]
+    """Links to a folder that is read already, such as one that they lie in themselves."""
+    special: list[str]
+    """Pipes, sockets and devices."""
 
 
 def _walk(root: Path) -> _Walked:
-    """Raises ValueError where a folder that counts may not be read."""
-    found = _Walked([], {_identity(root)}, [], [])
+    """Reads each folder once: in its real place, else by the first of the links to it.
+
+    Raises:
+        ValueError: a folder that counts may not be read.
+    """
+    found = _Walked([], {_identity(root)}, [], [], [])
+    read = {_identity(root)}  # without those that are left behind: a link may lead to pictures in a hidden folder
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]  # each with all that it lies in
-    while waiting:
-        prefix, above = waiting.pop()
+    links: list[tuple[str, tuple[tuple[int, int], ...]]] = []  # a heap, by name
+    while waiting or links:
+        if waiting:
+            prefix, above = waiting.pop()
+        else:
+            link, above = heapq.heappop(links)
+            if above[-1] in read:
+                found.again.append(link)
+                continue
+            found.folders.add(above[-1])
+            read.add(above[-1])
+            prefix = f"{link}/"
         try:
             entries = list(os.scandir(root / prefix))
         except OSError as error:
@@ -103,15 +128,24 @@ def _walk(root: Path) -> _Walked:
             try:
                 if entry.is_dir():
                     identity = _identity(entry)
-                    if identity in above:
-                        found.loops.append(name)
+                    if entry.is_symlink():
+                        if left_behind(name):
+                            found.names.append(name)  # counted with what is left behind, whatever it leads to
+                        else:
+                            heapq.heappush(links, (name, (*above, identity)))
+                    elif identity in above:
+                        found.again.append(name)
                     else:
                         found.folders.add(identity)
+                        if not left_behind(name):
+                            read.add(identity)
                         waiting.append((f"{name}/", (*above, identity)))
                 elif entry.is_file():
                     found.names.append(name)
-                elif entry.is_symlink():
+                elif entry.is_symlink() and not paths.exists(entry.path):
                     found.broken.append(name)
+                else:
+                    found.special.append(name)
             except OSError:  # a link to itself
                 found.broken.append(name)
     return found
@@ -139,16 +173,18 @@ def _tree(root: Path) -> Tree:
     left_out = []
     if walked.broken:
         left_out.append(counted(walked.broken, "broken link"))
-    if walked.loops:
-        left_out.append(counted(walked.loops, "link") + " to a folder around it")
+    if walked.again:
+        left_out.append(counted(walked.again, "link") + " to a folder that is read already")
+    if walked.special:
+        left_out.append(f"{counted(walked.special, 'special file')}, such as pipes or devices")
     return Tree(names=walked.names, open=opened, left_out=left_out)
 
 
 def _archive(file: Path) -> Tree:
     """The files in a zip archive. Raises ValueError where the file is something else."""
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
-        raise ValueError(
-            f"data.path is {file}, which is neither a folder nor a zip archive: unpack it and give the folder, or make "
-            "a zip archive of the pictures."
+        advice = of_another_source([file.name], str(file)) or (
+            ": unpack it and give the folder, or make a zip archive of the pictures"
         )
+        raise ValueError(f"data.path is {file}, which is neither a folder nor a zip archive{advice}.")
     return unzipped(file)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from distgan.config import DataConfig, nearest
 from distgan.data import copies
+from distgan.data.arrangement import meant, unseen_beside
 from distgan.data.records import Record, Source, numbered
 
 _BATCH = 256  # rows in memory at once
@@ -45,21 +46,23 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
 
 
 def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
-    splits = copies.splits(data, name)
-    files = splits[data.split]
-    counts, columns = [], []
+    split, splits = copies.splits(data, name)
+    files = splits[split]
+    counts: list[int] = []
+    columns: dict[Path, _Columns] = {}
     for file in files:
         with _opened(file) as opened:
             counts.append(opened.metadata.num_rows)
-            columns.append(_columns(data, _arrow(file, _features, opened), str(file), _first_rows(file, opened)))
-    for file, other in zip(files, columns, strict=True):
-        _refuse_another_kind(files[0], columns[0], file, other)
-    found = columns[0]
+            if counts[-1] or (file == files[-1] and not columns):  # one without rows may not tell what it would hold
+                columns[file] = _columns(data, _arrow(file, _features, opened), str(file), _first_rows(file, opened))
+    first, found = next(iter(columns.items()))
+    for file, other in columns.items():
+        _refuse_another_kind(first, found, file, other)
     classes = found.classes
     if found.label is not None and classes is None:
         # Of all splits: one that lacks a class must not number the others differently.
         values = [_labels(file, found.label) for file in itertools.chain(*splits.values())]
-        classes = _classes(itertools.chain(*values), found, name)
+        found, classes = _with_classes(data, found, itertools.chain(*values), name)
     of = _labelled(found, classes)
 
     def records(every: int) -> Iterator[Record]:
@@ -67,7 +70,7 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
         for file, count in zip(files, counts, strict=True):
             with _opened(file) as opened:
                 for row, values in _rows(file, opened, -start % every, every, found):
-                    yield of(f"row {row} of {file}", values)
+                    yield of(f"row {row} of {file}", values, file.parent)
             start += count
 
     return Source(
@@ -77,6 +80,9 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
         classes=classes,
         files=files,
         salt=_salt(data, found),
+        split=split,
+        splits=tuple(splits),
+        unseen=unseen_beside(split, splits),
     )
 
 
@@ -89,8 +95,6 @@ def _opened(file: Path) -> Any:
 
 def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every n-th row of a file from the first on, with its number; reads no row group that holds none of them."""
-    import pyarrow
-
     names = [columns.image, *([columns.label] if columns.label else [])]
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
@@ -101,9 +105,8 @@ def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) ->
             continue
         row = starts[groups[0]]
         for batch in _batches(file, opened, batch_size=_BATCH, row_groups=groups, columns=names):
-            chosen = range((first - row) % every, len(batch), every)
-            rows = pyarrow.array(chosen, pyarrow.int64())  # typed: there may be none, which pyarrow takes for nulls
-            for i, values in zip(chosen, _arrow(file, batch.take(rows).to_pylist), strict=True):
+            for i in range((first - row) % every, len(batch), every):
+                (values,) = _arrow(file, batch.slice(i, 1).to_pylist)
                 yield row + i, values
             row += len(batch)
 
@@ -121,11 +124,11 @@ def _features(opened: Any) -> Any:
 
 
 def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
-    """A way to look at the first rows of a column."""
+    """A way to look at the first rows of a column that hold something."""
 
     def read(column: str) -> list[Any]:
         batches = _batches(file, opened, batch_size=16, columns=[column])
-        return next((batch.column(0).to_pylist() for batch in batches), [])
+        return _some(value for batch in batches for value in batch.column(0).to_pylist())
 
     return read
 
@@ -166,13 +169,16 @@ def _refuse_another_kind(first: Path, columns: _Columns, file: Path, other: _Col
 def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     import datasets
 
-    split = _loaded(data, name, data.split)
-    found = _columns(data, split.features, name, lambda column: split.select(range(min(16, len(split))))[column])
+    splits = _loaded(data, name, None)
+    chosen = meant(data.split, splits)
+    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # a part, such as train[:10%]
+    found = _columns(
+        data, split.features, name, lambda column: _some(row[column] for row in split.select_columns([column]))
+    )
     classes = found.classes
     if found.label is not None and classes is None:
-        splits = _loaded(data, name, None).values()
-        values = [other.unique(found.label) for other in splits if found.label in other.features]
-        classes = _classes(itertools.chain(*values), found, name)
+        values = [other.unique(found.label) for other in splits.values() if found.label in other.features]
+        found, classes = _with_classes(data, found, itertools.chain(*values), name)
     # Other columns are left out: there may be pictures in them, which would be decoded for nothing.
     raw = split.select_columns([found.image, *([found.label] if found.label else [])])
     if isinstance(split.features[found.image], datasets.Image):
@@ -182,7 +188,7 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     def records(every: int) -> Iterator[Record]:
         rows = range(0, len(raw), every)
         for row, values in zip(rows, raw.select(rows), strict=True):
-            yield of(f"row {row} of {name}", values)
+            yield of(f"row {row} of {name}", values, Path())
 
     files = tuple(Path(file["filename"]) for file in split.cache_files)
     return Source(
@@ -192,6 +198,9 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
         classes=classes,
         files=files,
         salt=_salt(data, found),
+        split=chosen,
+        splits=tuple(splits) if chosen is not None else (),
+        unseen=unseen_beside(chosen, splits) if chosen is not None else None,
     )
 
 
@@ -272,13 +281,21 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
 def _is_bytes(feature: Any) -> bool:
     """Whether a column holds bytes, plain or in a struct beside a path, as `datasets` keeps pictures."""
     content = feature.get("bytes") if isinstance(feature, dict) else feature
-    return getattr(content, "dtype", None) in ("binary", "large_binary")
+    return getattr(content, "dtype", None) in ("binary", "large_binary", "binary_view")
+
+
+def _encoded(value: Any) -> Any:
+    return value.get("bytes") if isinstance(value, dict) else value
+
+
+def _some(values: Iterable[Any]) -> list[Any]:
+    """The first values that hold something."""
+    return list(itertools.islice((value for value in values if _encoded(value) is not None), 16))
 
 
 def _is_picture(value: Any) -> bool:
-    encoded = value.get("bytes") if isinstance(value, dict) else value
     try:
-        with Image.open(io.BytesIO(encoded or b"")):
+        with Image.open(io.BytesIO(_encoded(value))):
             return True
     except Exception:  # Pillow's openers meet what is no picture with nearly everything
         return False
@@ -291,16 +308,31 @@ def _kind(feature: Any) -> str:
     if isinstance(feature, datasets.ClassLabel):
         return "names"
     dtype = str(getattr(feature, "dtype", ""))
-    return "numbers" if re.fullmatch(r"u?int\d+", dtype) else "strings" if dtype in ("string", "large_string") else ""
+    if re.fullmatch(r"u?int\d+|float\d+|bool", dtype):
+        return "numbers"
+    return "strings" if dtype in ("string", "large_string", "string_view") else ""
 
 
-def _classes(values: Iterable[Any], columns: _Columns, name: str) -> tuple[str, ...]:
+def _with_classes(
+    data: DataConfig, columns: _Columns, values: Iterable[Any], name: str
+) -> tuple[_Columns, tuple[str, ...] | None]:
+    """The columns with the names of plain labels. Numbers with fractions are no labels; a gap among whole ones makes
+    floats of them in pandas, and NaN of the gap.
+    """
+    there = {value for value in values if value is not None and value == value}
+    if any(isinstance(value, float) and not value.is_integer() for value in there):
+        if data.label_column is not None:
+            raise ValueError(f'data.label_column is "{columns.label}", which holds no class labels.')
+        return _Columns(columns.image, None), None
+    return columns, _classes(there, columns, name)
+
+
+def _classes(there: set[Any], columns: _Columns, name: str) -> tuple[str, ...]:
     """The names of plain labels: strings in order, and numbers from 0 to the last."""
-    there = {value for value in values if value is not None}
     if columns.kind == "strings" and len(there) <= _MOST_CLASSES:
         return tuple(sorted(there))
     if columns.kind == "numbers" and max(there, default=-1) < _MOST_CLASSES:
-        return tuple(str(number) for number in range(max(there, default=-1) + 1))
+        return tuple(str(number) for number in range(int(max(there, default=-1)) + 1))
     raise ValueError(
         f'the label column "{columns.label}" of {name} has {columns.kind} for more than {_MOST_CLASSES:,} classes: it '
         "holds something else, so name another with data.label_column."
@@ -312,15 +344,17 @@ def _salt(data: DataConfig, columns: _Columns) -> str:
     return columns.image if data.label_column is None else json.dumps([columns.image, columns.label])
 
 
-def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[str, dict[str, Any]], Record]:
-    """A way to make records of rows."""
+def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[str, dict[str, Any], Path], Record]:
+    """A way to make records of rows, given the folder that they lie in."""
     strings = {label: number for number, label in enumerate(classes or ())}
     numbers: dict[Any, int] = strings if columns.kind == "strings" else {n: n for n in range(-1, len(strings))}
 
-    def of(name: str, values: dict[str, Any]) -> Record:
+    def of(name: str, values: dict[str, Any], folder: Path) -> Record:
         content, target = values[columns.image], values[columns.label] if columns.label else None
         if isinstance(content, dict):
-            content = content.get("bytes") or _kept_elsewhere(name, content.get("path"))
+            content = content.get("bytes") or _kept_elsewhere(name, content.get("path"), folder)
+        if target != target:  # NaN
+            target = None
         if target is not None and target not in numbers:
             raise ValueError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
         return Record(name, content or b"", numbers[target] if target is not None else None)
@@ -328,11 +362,11 @@ def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[s
     return of
 
 
-def _kept_elsewhere(name: str, path: str | None) -> bytes:
+def _kept_elsewhere(name: str, path: str | None, folder: Path) -> bytes:
     try:
-        return Path(path).read_bytes() if path else b""
+        return (folder / path).read_bytes() if path else b""
     except OSError as error:
-        raise ValueError(f"{name} is kept in {path}, which cannot be read.") from error
+        raise ValueError(f"{name} is kept in {folder / (path or '')}, which cannot be read.") from error
 
 
 def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:

@@ -1,13 +1,18 @@
 """A training set that nobody has decoded yet: a list of files, and a way to read its pictures in order."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from distgan import paths
+
+_NUMBERED = 20  # classes at most, that a line names
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Source:
     strays: str = ""
     """Which images have no label though others do, as a user is told; empty where there are none."""
     split: str | None = None
-    """Of a folder's splits the one that is read, by the name of its folder; None where there are none."""
+    """Of its splits the one that is read, by its own name; None where there are none."""
     splits: tuple[str, ...] = ()
     """All of them, those for training first."""
     unseen: str | None = None
@@ -59,7 +64,8 @@ class Source:
             return self.salt
         digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
         for file in self.files:
-            with file.open("rb") as stream:
+            # Whether a file that cannot be read is refused or skipped is told where its record is read.
+            with contextlib.suppress(OSError), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
@@ -76,14 +82,21 @@ class Tree:
     """What cannot be read as a file and is left out: a phrase for each kind, with how many."""
 
 
-def numbered(classes: Iterable[str]) -> str:
-    """The classes with their labels, for a user who is to name these."""
-    return ", ".join(f"{label} {name}" for label, name in enumerate(classes))
+def numbered(classes: Sequence[str]) -> str:
+    """The classes with their labels, for a user who is to name these: the first of many, in letters that print."""
+    said = ", ".join(f"{label} {printable(name)}" for label, name in enumerate(classes[:_NUMBERED]))
+    more = len(classes) - _NUMBERED
+    return f"{said} and {more:,} more" if more > 0 else said
+
+
+def printable(name: str) -> str:
+    """Returns a name with whatever does not print escaped: it would end the line, or command the terminal."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def existing_folder(path: str | None) -> Path:
     """Returns `data.path`, which must be a folder. Raises ValueError where it is none."""
     assert path is not None
-    if not Path(path).is_dir():
+    if not paths.is_folder(path):
         raise ValueError(f"data.path is {path}, but there is no such folder.")
     return Path(path)

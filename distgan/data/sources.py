@@ -82,7 +82,14 @@ def _fashion_mnist(data: DataConfig) -> Source:
         for i in range(0, len(pictures), every):
             yield Record(f"image {i} of {images.name}", pictures[i], int(targets[i]))
 
-    return Source(records=records, count=shape[0], channels=1, classes=_FASHION_MNIST, files=(images, labels))
+    return Source(
+        records=records,
+        count=shape[0],
+        channels=1,
+        classes=_FASHION_MNIST,
+        files=(images, labels),
+        unseen="test" if data.split == "train" else "train",
+    )
 
 
 def _hub(data: DataConfig) -> Source:

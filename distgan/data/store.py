@@ -108,16 +108,12 @@ def test_split(data: DataConfig) -> DataConfig:
     Raises:
         ValueError: there are none.
     """
-    if data.source == "folder":
-        other = sources.find(data).unseen
-        if other is None:
-            raise ValueError(
-                f"{data.path} has no other split, such as sub-folders train and test, to take images from."
-            )
-        return dataclasses.replace(data, split=other)
-    if data.source == "digits" or data.split != "train":
-        raise ValueError(f"{data.source} has no test split besides what is trained on.")
-    return dataclasses.replace(data, split="test")
+    other = sources.find(data).unseen
+    if other is None and data.source == "folder":
+        raise ValueError(f"{data.path} has no other split, such as sub-folders train and test, to take images from.")
+    if other is None:
+        raise ValueError(f"{data.path or data.id or data.source} has no test split besides what is trained on.")
+    return dataclasses.replace(data, split=other)
 
 
 def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -> Path:
@@ -186,7 +182,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
                     image.height,
                     1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
                 )
-        except OSError as error:
+        except Exception as error:  # Pillow's openers meet damage, and a decompression bomb, with nearly everything
             raise ValueError(f"{record.name} is no picture that can be read.") from error
         if found != wanted:
             raise ValueError(
@@ -217,11 +213,11 @@ def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Ima
     if any(_threaded(lambda record: extent(record.content), source.records(1))):
         return None
     low, high = images.pixels.flatten(2).aminmax(dim=2)
-    described = json.loads((folder / "store.json").read_text())
-    described["plain"] = int(nearly_one_colour(low, high).sum())
-    with writing(folder):
-        _replace(folder / "store.json", json.dumps(described))
-    return _open(folder)
+    images = dataclasses.replace(images, plain=int(nearly_one_colour(low, high).sum()))
+    with contextlib.suppress(OSError):  # a cache that may only be read serves as well, with this work at each start
+        described = json.loads((folder / "store.json").read_text())
+        _replace(folder / "store.json", json.dumps({**described, "plain": images.plain}))
+    return images
 
 
 def _open(folder: Path) -> Images | None:
@@ -318,7 +314,8 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         raise ValueError(f"{data.source} has no picture that can be decoded.")
     if nearly_one_colour(lowest, highest):
         raise ValueError(
-            f"all {len(labels):,} pictures of {data.path or data.source} are of one and the same colour, such as "
+            f"{'the only picture' if len(labels) == 1 else f'all {len(labels):,} pictures'} of "
+            f"{data.path or data.source} {'is' if len(labels) == 1 else 'are'} of one and the same colour, such as "
             f"{plain[0]}: give others, or rescale their values so that they go from 0 to 255."
         )
     if scale is not None:  # a run must not resume on the same files by another scale
@@ -336,11 +333,8 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
     if scale is not None:
         print(f"pictures of more than 8 bits: {scale} become 0 to 255", flush=True)
     if skipped:
-        print(
-            f"skipped {len(skipped)} pictures that cannot be decoded, the first: {skipped[0]}",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"{len(skipped):,} picture{'' if len(skipped) == 1 else 's'} that cannot be decoded"
+        print(f"skipped {said}, the first: {skipped[0]}", file=sys.stderr, flush=True)
     if plain:
         verb = "is" if len(plain) == 1 else "are"
         said = f"{len(plain):,} of {len(labels):,} pictures {verb} of one colour throughout, the first: {plain[0]}"

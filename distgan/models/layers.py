@@ -1,5 +1,6 @@
 """What every architecture shares: the generator's interface, and modes."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -53,10 +54,11 @@ class Generator(nn.Module):
             ValueError: there is no such class, or none of the training images was of it.
         """
         if isinstance(wanted, str) and self.class_counts:
-            if wanted not in self.class_names:
+            found = self.named(wanted)
+            if found is None:
                 hint = nearest(wanted, self.class_names) if self.class_names else "its classes have numbers only."
                 raise ValueError(f'class "{wanted}" is asked for, which the generator does not have: {hint}')
-            label = self.class_names.index(wanted)
+            label = found
         else:
             label = int(wanted) if self.class_counts else -1
         if not self.class_counts:
@@ -67,6 +69,14 @@ class Generator(nn.Module):
         if self.class_counts[label] == 0:
             raise ValueError(f"class {wanted} is asked for, but none of the training images was of it.")
         return label
+
+    def named(self, name: str) -> int | None:
+        """Returns the label of the class of this name, however its accents are encoded; None where there is none."""
+        if name in self.class_names:
+            return self.class_names.index(name)
+        composed = [unicodedata.normalize("NFC", one) for one in self.class_names]
+        name = unicodedata.normalize("NFC", name)
+        return composed.index(name) if name in composed else None
 
     def sample_rows(self, labels: Sequence[int | str], columns: int, *, seed: int = 0) -> Tensor:
         """Draws so many images of each class, class after class, the same latents for each: uint8 (N, C, H, W)."""
