@@ -64,7 +64,7 @@ def test_the_binary_version_is_read_from_its_folder_the_root_and_the_archive(tmp
     assert load(tar).fingerprint == load(binary).fingerprint != load(tar, split="test").fingerprint
     assert {file.name for file in tmp_path.iterdir()} == {"root", tar.name}  # nothing was unpacked
     config = DataConfig(source="cifar10", path=str(tar))
-    previewed, labels = data.preview(data.find(config), config, 8)  # every 7th, over the ends of files
+    previewed, labels, _ = data.preview(data.find(config), config, 8)  # every 7th, over the ends of files
     assert np.array_equal(previewed.numpy(), pixels[:50:7])
     assert labels.tolist() == [i % 10 for i in range(0, 50, 7)]
     luma = np.stack([np.array(Image.fromarray(one.transpose(1, 2, 0)).convert("L")) for one in pixels[:50]])
@@ -228,5 +228,5 @@ def test_an_image_of_planes_is_what_pillow_makes_of_it(pixels):
     Image.fromarray(pixels[0].transpose(1, 2, 0)).save(stream, "PNG")
     for channels in (1, 3):
         for size in (32, 64):
-            of_bytes = picture(stream.getvalue(), size=size, channels=channels)
-            assert np.array_equal(picture(pixels[0], size=size, channels=channels), of_bytes)
+            of_bytes = picture(stream.getvalue(), size=size, channels=channels, scale=None)
+            assert np.array_equal(picture(pixels[0], size=size, channels=channels, scale=None), of_bytes)
