@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, steps, tensors
+from conftest import REPOSITORY, TINY, steps, tensors
 from PIL import Image
 from programs import launch, processes
 
@@ -87,6 +87,21 @@ def test_characters_that_a_terminal_does_not_have_are_written_otherwise(tmp_path
     said = log.read_text(encoding="ascii")
     assert "step 11/11  loss D " in said
     assert rf"$'{tmp_path}/\xc3\xa9 [b] \xe2\x86\x92/checkpoints'" in said  # can be pasted
+
+
+PARSED = "from distgan import config; print(config.parse()[0].run.dir)"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("r", "r\n"), ("ü", "which this locale's encoding cannot write: set PYTH")]
+)
+def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path, folder, said):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"run: {{dir: {folder}}}  # für mich", encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", PARSED, "--config", str(recipe)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ascii_locale)
+    assert said in done.stdout.decode()
 
 
 def test_a_path_that_no_recipe_can_hold_is_refused():
