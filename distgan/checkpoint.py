@@ -309,7 +309,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
 
 def exported_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of an exported generator, or a run's, or of one that was fetched from the hub."""
-    folder = Path(paths.expanded("the generator's folder", os.fspath(path)))
+    folder = Path(paths.expanded("the generator's folder", path))
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         folder = _from_hub(str(path))
     if folder.is_file():

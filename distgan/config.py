@@ -492,10 +492,7 @@ def parse(
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     for key, value in _flatten(as_dict(config)).items():
         if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
-            raise ValueError(
-                f"{key} is {given}, which is no text in this locale's encoding: set PYTHONUTF8=1, or rename what is "
-                "not named in UTF-8."
-            )
+            raise ValueError(f"{key} is {given}, which cannot be written in UTF-8: rename it, or set PYTHONUTF8=1.")
     return config, namespace["check"]
 
 
@@ -563,6 +560,12 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise ValueError(_sentence(message)) from ex
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Reads a recipe as UTF-8, whatever the locale."""
+        if str(path) == "-":
+            return super().parse_path(path, *args, **kwargs)
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), Path(path).name, *args, **kwargs)
 
 
 def _sentence(message: str) -> str:

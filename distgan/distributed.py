@@ -156,6 +156,7 @@ def pieces(train: TrainConfig) -> int:
 _in_this_process = threading.Lock()  # held by the run of this process
 _forked = threading.Event()
 os.register_at_fork(after_in_child=_forked.set)
+os.register_at_fork(after_in_child=_in_this_process._at_fork_reinit)  # type: ignore[attr-defined]  # it is the parent's
 
 
 @contextmanager
@@ -515,7 +516,7 @@ def asked_for_cpu() -> bool:
 
 
 def _follow_launcher() -> None:
-    """Has the kernel end this worker when its launcher dies, so that no orphan goes on holding the run's folder.
+    """Makes the kernel end this worker when its launcher dies, so that no orphan goes on holding the run's folder.
 
     torchelastic's launcher forwards signals, and its death is a fault: the worker is killed. It hears a hangup even
     under `nohup`, and forwards that, too. Accelerate's launcher of one process forwards none: its death is how a signal

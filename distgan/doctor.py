@@ -274,7 +274,7 @@ def show(everyone: list[dict[str, Any]], findings: list[Finding]) -> None:
             str(facts["rank"]), facts["host"], facts["device"], memory, " ".join(facts["precisions"]),
             str(len(facts["cpus"])), str(facts["threads"]), facts["interface"] or "its choice", nccl,
         )  # fmt: skip
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if getattr(sys.stdout, "isatty", bool)() else 120).print(table)
     lines = {
         "started by": first["started_by"],
         "backend": first["backend"] if len(everyone) > 1 else "none, with one process",

@@ -64,7 +64,7 @@ def meet(*, timeout: float) -> Meeting:
 
 
 _MPI = (  # a rank, their number, and both of one machine, as told by Open MPI; MPICH and Intel MPI; Cray; MVAPICH
-    (*("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), *("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
@@ -75,37 +75,52 @@ def adopt_mpirun() -> None:
     """Where mpirun started several processes, makes them ranks, as torchrun would.
 
     Raises:
-        ValueError: they are on several machines and are not told where to meet, or are not told where they are.
+        ValueError: they are on several machines and are not told where to meet, are not told where they are, or are
+            told that each is alone.
     """
     names = _of_mpirun()
-    if "WORLD_SIZE" in os.environ:
+    size = names[1] if names is not None else next((size for _, size, *_ in _MPI if _is_number(size)), None)
+    if size is None or int(os.environ[size]) < 2:
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
+        return  # ranks already
     if names is None:
-        if int(os.environ.get("PMI_SIZE", "1")) > 1 and "SLURM_PROCID" not in os.environ:
-            raise ValueError(
-                f"PMI_SIZE is {os.environ['PMI_SIZE']}, but this mpirun does not tell which processes share a machine: "
-                "start the ranks with `accelerate launch`, `torchrun` or `srun`."
-            )
-        return
+        if size == "PMI_SIZE" and "SLURM_PROCID" in os.environ:
+            return  # srun's, which gives it, too
+        raise ValueError(
+            f"{size} is {os.environ[size]}, but this mpirun does not tell which processes share a machine: "
+            "start the ranks with `accelerate launch`, `torchrun` or `srun`."
+        )
     rank, world, local_rank, local_world = (os.environ[name] for name in names)
-    if world == "1":
-        return
-    os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_world}
-    if local_world == world:
-        os.environ["GROUP_RANK"] = "0"
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(10000 + _ancestor_without(names[0]) % 20000))
-    elif missing := {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys():
+    if "WORLD_SIZE" in os.environ:
+        raise ValueError(f"WORLD_SIZE is 1, but mpirun started {world} processes: unset WORLD_SIZE.")
+    missing = {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
+    if local_world != world and missing:
         raise ValueError(
             f"mpirun started {world} ranks on several machines, but {' and '.join(sorted(missing))} is not set, so "
             "that they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and "
             "Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is the machine of rank 0."
         )
+    os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_world}
+    if local_world == world:
+        os.environ["GROUP_RANK"] = "0"
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(10000 + _ancestor_without(names[0]) % 20000))
+
+
+def under_mpirun() -> bool:
+    """Whether mpirun started this process or a launcher above it, be it as one of many or alone."""
+    return _of_mpirun() is not None
 
 
 def _of_mpirun() -> tuple[str, str, str, str] | None:
     """What the mpirun that started this process, if one did, calls rank, ranks, and both of this machine."""
-    return next((names for names in _MPI if all(name in os.environ for name in names)), None)
+    return next((names for names in _MPI if all(map(_is_number, names))), None)
+
+
+def _is_number(name: str) -> bool:
+    """Whether a variable of the environment holds a number."""
+    return os.environ.get(name, "").isdecimal()
 
 
 def _ancestor_without(name: str) -> int:

@@ -10,10 +10,10 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[None]:
-    """Has standard output and error swallow what cannot be written, as long as it is entered.
+    """Makes standard output and error drop what cannot be written, as long as it is entered.
 
     That is what a reader who is gone, a closed terminal or a full disk refuse. A character that the encoding does not
-    have is written as its number. Streams that are no files, as a notebook's, stay as they are.
+    have is written as its number. Streams that are not files, such as a notebook's, stay as they are.
     """
     for number in (0, 1, 2):
         try:
@@ -21,14 +21,15 @@ def unfailing() -> Iterator[None]:
         except OSError:  # closed: what prints without Python would write into the next file that is opened
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_unfailing(stream) for stream in before)
+    sys.stdout, sys.stderr = ours = tuple(_unfailing(stream) for stream in before)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, ValueError):  # of streams that are not ours
-            sys.stdout.flush()
-            sys.stderr.flush()
-        sys.stdout, sys.stderr = before
+        for name, stream, was in zip(("stdout", "stderr"), ours, before, strict=True):
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # of streams that are not ours
+                stream.flush()
+            if getattr(sys, name) is stream:  # else it is for whoever has replaced it, such as another thread
+                setattr(sys, name, was)
 
 
 class _Swallowing(io.FileIO):
@@ -43,7 +44,7 @@ class _Swallowing(io.FileIO):
 
 
 def _unfailing(stream: TextIO | None) -> TextIO:
-    if stream is None or stream.closed:  # Python's for a descriptor that was closed
+    if stream is None or _closed(stream):  # None: Python's for a descriptor that was closed
         return io.TextIOWrapper(_Swallowing(os.devnull, "w"), encoding="utf-8", errors="backslashreplace")
     if not isinstance(stream, io.TextIOWrapper) or isinstance(
         getattr(stream.buffer, "raw", stream.buffer), _Swallowing
@@ -62,3 +63,10 @@ def _unfailing(stream: TextIO | None) -> TextIO:
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )
+
+
+def _closed(stream: TextIO) -> bool:
+    try:
+        return getattr(stream, "closed", False) is True
+    except ValueError:  # detached
+        return True

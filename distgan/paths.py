@@ -4,22 +4,45 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
-def expanded(key: str, text: str) -> str:
+def expanded(key: str, path: str | os.PathLike[str]) -> str:
     """Returns a path with `$NAME`, `${NAME}` and a leading `~` or `~user` replaced, whatever shell did not do it.
 
-    Behind a first part, such as `.`, a folder that exists is meant as it is written: its name may have a `$`.
+    If a folder of that literal name exists, `$` in it is not replaced. This does not hold for the first part of a
+    relative path. The result stays the same when it is expanded again.
 
     Raises:
-        ValueError: it is empty, a variable is unset or empty, or there is no such user.
+        ValueError: it is empty; a variable is unset or empty or names what would be expanded in turn; there is no such user; or no
+            file can be called so.
     """
+    text = os.fspath(path)
     if not text:  # as of a shell's variable that is not set
         raise ValueError(f"{key} is empty: give a path, such as . for the current folder.")
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError(f"{key} has a null character in it, which no file's name can have: leave it out.")
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{key} is {text}, which this locale's encoding cannot write: set PYTHONUTF8=1, or rename it."
+        ) from None
+    there = _replaced(key, text)
+    try:
+        stands = _replaced(key, there) == there
+    except ValueError:
+        stands = False
+    if not stands:
+        raise ValueError(f"{key} is {text}, which means {there}, which has a variable in turn: write the path out.")
+    return there
+
+
+def _replaced(key: str, text: str) -> str:
+    """The same, which may have a variable's `$` left in it."""
     parts: list[str] = []
     for part in text.split("/"):
         as_written = "/".join([*parts, part])
@@ -72,7 +95,7 @@ def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
         if isinstance(value, list):
             setattr(arguments, name, [expanded(key, one) for one in value])
         elif value is not None:
-            setattr(arguments, name, type(value)(expanded(key, os.fspath(value))))
+            setattr(arguments, name, type(value)(expanded(key, value)))
     return arguments
 
 
@@ -81,7 +104,7 @@ def quoted(path: str | Path) -> str:
     text = os.fspath(path)
     if text.startswith(("-", "~")) or "$" in text.split("/")[0]:
         text = f"./{text}"
-    if text.isprintable():
+    if all(map(_shown, text)):
         return shlex.quote(text)
     # bash's and zsh's own way, in which a line stays a line.
     escaped = "".join(_escaped(character) for character in text)
@@ -91,6 +114,15 @@ def quoted(path: str | Path) -> str:
 def _escaped(character: str) -> str:
     if character in "\\'":
         return f"\\{character}"
-    if character.isprintable():
+    if _shown(character):
         return character
     return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def _shown(character: str) -> bool:
+    """Whether standard output shows a character as itself."""
+    try:
+        character.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return character.isprintable()

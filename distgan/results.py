@@ -1,6 +1,8 @@
 """What a verb found, as a file: `--json PATH`."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,25 @@ def check(file: Path | None) -> None:
 
 
 def write(file: Path, report: dict[str, Any]) -> None:
-    """Writes it in one piece, and says where.
+    """Writes it in one piece, and says where. What is not a regular file, such as a pipe, is written to as it stands.
 
     Raises:
         ValueError: it cannot be written.
     """
-    partial = file.with_name(file.name + ".tmp")
+    text = json.dumps(report, indent=1) + "\n"
     try:
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(file)
+        output = [number for number in (1, 2) if file.exists() and os.path.samestat(file.stat(), os.fstat(number))]
+        if output:  # /dev/stdout, say, in its turn with what is printed
+            sys.stdout.flush()
+            with open(output[0], "w", closefd=False) as stream:
+                stream.write(text)
+        elif file.exists() and not file.is_file():
+            file.write_text(text)
+        else:
+            place = Path(os.path.realpath(file))  # a link stays one
+            partial = place.with_name(place.name + ".tmp")
+            partial.write_text(text)
+            partial.replace(place)
     except OSError as error:
         raise ValueError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
     print(f"written to  {file}")

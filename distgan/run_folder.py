@@ -40,9 +40,13 @@ class RunFolder:
         Raises:
             ValueError: it differs, with the differences and the ways on; or the folder is not a run's.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"run.dir is {self.path}, which is a file.")
-        if not self.config.exists() or not checkpoint.any_in(self.checkpoints):
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ValueError(f"run.dir is {self.path}, which is a file.")
+            saved = self.config.exists() and checkpoint.any_in(self.checkpoints)
+        except OSError as error:
+            raise ValueError(f"run.dir is {self.path}, which cannot be read: {error.strerror}.") from error
+        if not saved:
             return  # nothing of it is saved yet, so nothing can be continued wrongly
         differences = configuration.mathematical_differences(configuration.load(self.config), config)
         if differences:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from distgan.config import Config, TrackConfig, as_dict
 from distgan.distributed import Ranks
-from distgan.meeting import started_by
+from distgan.meeting import under_mpirun
 from distgan.pictures import grid
 from distgan.run_folder import RunFolder, cut_metrics
 
@@ -129,7 +129,7 @@ class Tracker:
         cut_metrics(self._folder.metrics, step, abandoned=abandoned)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
-        if sys.stdout.isatty() and started_by() != "mpirun":  # whose terminal is only its own way to a log
+        if getattr(sys.stdout, "isatty", bool)() and not under_mpirun():  # whose terminal is only its own way to a log
             self._progress = _progress(self._config.last_step, step)
         self._timed_from = (time.monotonic(), step)
         return wandb_id

@@ -60,19 +60,35 @@ def test_the_doctor_finds_them_each_in_a_shell_of_its_own(tmp_path):
 
 OPEN_MPI = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
 HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
-OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+CRAY = ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE")
+MVAPICH = ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE")
+ALL = [OPEN_MPI, HYDRA, CRAY, MVAPICH]
+OURS = (
+    "TORCHELASTIC_RUN_ID",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+)
 
 
 @pytest.fixture
 def environment(monkeypatch):
     """Sets variables, in a process that no launcher has started; all is undone."""
-    for name in (*OURS, *OPEN_MPI, *HYDRA, *(name for name in os.environ if name.startswith("SLURM"))):
+    for name in (
+        *OURS,
+        *(name for one in ALL for name in one),
+        *(name for name in os.environ if name.startswith("SLURM")),
+    ):
         monkeypatch.setenv(name, "")  # so that what the code sets is undone, too
         monkeypatch.delenv(name)
     return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
-@pytest.mark.parametrize("names", [OPEN_MPI, HYDRA])
+@pytest.mark.parametrize("names", ALL)
 def test_each_mpirun_has_its_own_names_for_the_same(environment, names):
     environment(**dict(zip(names, ("5", "8", "1", "4"), strict=True)), MASTER_ADDR="first", MASTER_PORT="29500")
     assert distributed.launched_ranks() == (5, 8)
@@ -80,28 +96,48 @@ def test_each_mpirun_has_its_own_names_for_the_same(environment, names):
         "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "first"
     }  # fmt: skip
     assert meeting.started_by() == "mpirun"
+    assert meeting.under_mpirun()
 
 
-@pytest.mark.parametrize("names", [OPEN_MPI, HYDRA])
+@pytest.mark.parametrize("names", ALL)
 def test_on_several_machines_they_must_be_told_where_to_meet(environment, names):
     environment(**dict(zip(names, ("5", "8", "1", "4"), strict=True)))
     with pytest.raises(
         ValueError, match=r"started 8 ranks on several machines.*-x MASTER_ADDR=HOST -x MASTER_PORT=29500"
     ):
         distributed.launched_ranks()
+    assert "WORLD_SIZE" not in os.environ  # the next run of this process is not refused for it
 
 
-def test_an_mpirun_that_does_not_say_who_shares_a_machine_is_refused(environment):
-    environment(PMI_RANK="0", PMI_SIZE="2")
+@pytest.mark.parametrize("names", ALL)
+def test_an_mpirun_that_does_not_say_who_shares_a_machine_is_refused(environment, names):
+    environment(**{names[0]: "0", names[1]: "2"})
     with pytest.raises(
-        ValueError, match="PMI_SIZE is 2, but this mpirun does not tell which processes share a machine"
+        ValueError, match=f"{names[1]} is 2, but this mpirun does not tell which processes share a machine"
     ):
         distributed.launched_ranks()
+    assert "WORLD_SIZE" not in os.environ
+
+
+@pytest.mark.parametrize("names", ALL)
+def test_ranks_of_mpirun_that_are_told_they_are_alone_are_refused(environment, names):
+    environment(**dict(zip(names, ("1", "2", "1", "2"), strict=True)), WORLD_SIZE="1")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 1, but mpirun started 2 processes: unset WORLD_SIZE"):
+        distributed.launched_ranks()
+    environment(TORCHELASTIC_RUN_ID="none", RANK="0")  # a launcher in each: its word counts
+    assert distributed.launched_ranks() == (0, 1)
+
+
+@pytest.mark.parametrize("value", ["", "x"])
+def test_what_is_no_number_is_nobodys(environment, value):
+    environment(PMI_RANK=value, PMI_SIZE=value)
+    assert distributed.launched_ranks() == (0, 1)
 
 
 def test_one_process_of_mpirun_is_one_process(environment):
     environment(**dict(zip(OPEN_MPI, ("0", "1", "0", "1"), strict=True)))
     assert distributed.launched_ranks() == (0, 1)
+    assert meeting.under_mpirun()  # whose terminal is only its way to a log
 
 
 def test_within_a_job_of_slurm_it_is_mpirun_that_counts(environment):

@@ -1,7 +1,9 @@
 """Output that cannot be written ends no run and is taken for nothing else."""
 
 import contextlib
+import errno
 import io
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, steps, tensors
+from conftest import REPOSITORY, TINY, steps, tensors
 from PIL import Image
 from programs import launch, processes
 
-from distgan import config, output, train
+from distgan import config, output, results, train
 
 BIN = Path(sys.executable).parent
 
@@ -30,6 +32,12 @@ def full() -> None:
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, 1)
     os.dup2(full, 2)
+    try:
+        os.write(1, b"x")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    else:
+        raise AssertionError("this machine's /dev/full takes what is written")
 
 
 def closed() -> None:
@@ -78,11 +86,26 @@ def test_characters_that_a_terminal_does_not_have_are_written_otherwise(tmp_path
     assert tensors(run, 11) == tensors(small_run, 11)
     said = log.read_text(encoding="ascii")
     assert "step 11/11  loss D " in said
-    assert rf"{tmp_path}/\xe9 [b] \u2192/checkpoints" in said
+    assert rf"$'{tmp_path}/\xc3\xa9 [b] \xe2\x86\x92/checkpoints'" in said  # can be pasted
+
+
+PARSED = "from distgan import config; print(config.parse()[0].run.dir)"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"), [("r", "r\n"), ("ü", "which this locale's encoding cannot write: set PYTH")]
+)
+def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path, folder, said):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"run: {{dir: {folder}}}  # für mich", encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(REPOSITORY)}
+    words = [sys.executable, "-c", PARSED, "--config", str(recipe)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | ascii_locale)
+    assert said in done.stdout.decode()
 
 
 def test_a_path_that_no_recipe_can_hold_is_refused():
-    with pytest.raises(ValueError, match=r"^run\.dir is runs/\?, which is no text .*: set PYTHONUTF8=1, or rename"):
+    with pytest.raises(ValueError, match=r"^run\.dir is runs/\?, which cannot be written in UTF-8: rename it, or set"):
         config.parse([f"--run.dir={os.fsdecode(bytes([*b'runs/', 255]))}"])
 
 
@@ -99,14 +122,77 @@ def test_names_that_look_like_markup_are_names(tmp_path):
     assert "[bold][.png" in log.read_text()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
-def test_a_reader_that_leaves_is_no_fault(words):
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "digits"]])
+def test_a_reader_that_leaves_is_no_fault(tmp_path, words):
     """Through a real pipe, and to the interpreter's very end."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = subprocess.run([str(BIN / "distgan"), *words], stdout=writer, stderr=subprocess.PIPE, check=False)
+    words = [str(BIN / "distgan"), *words]
+    process = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, check=False, cwd=tmp_path)
     os.close(writer)
     assert (process.returncode, process.stderr) == (0, b"")
+
+
+class Tee:
+    """As scripts write their own to keep a log: not all that a stream has."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def write(self, text: str) -> int:
+        self.said += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_script_may_print_through_a_class_of_its_own(tmp_path, small_run):
+    run, tee = tmp_path / "run", Tee()
+    with contextlib.redirect_stdout(tee), contextlib.redirect_stderr(tee):
+        train.train(config.parse([*TINY, f"--run.dir={run}"])[0])
+        assert sys.stdout is sys.stderr is tee
+    assert "step 11/11  loss D " in tee.said
+    assert tensors(run, 11).keys() == tensors(small_run, 11).keys()
+
+
+def test_a_detached_stream_is_one_that_is_lost(tmp_path):
+    stream = (tmp_path / "file").open("w")
+    with contextlib.closing(stream.detach()), contextlib.redirect_stdout(stream):
+        with output.unfailing():
+            print("lost")
+        assert sys.stdout is stream
+
+
+def test_of_two_threads_neither_leaves_its_stream_behind(tmp_path):
+    with (tmp_path / "file").open("w") as stream, contextlib.redirect_stdout(stream):
+        first, second = output.unfailing(), output.unfailing()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert sys.stdout is stream
+
+
+def test_json_goes_into_what_is_no_regular_file_and_through_links(tmp_path, capfd):
+    fifo, link, file = tmp_path / "fifo", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    results.write(fifo, {"a": 1})
+    assert json.loads(os.read(reader, 1000)) == {"a": 1}
+    assert fifo.is_fifo()
+    os.close(reader)
+    link.symlink_to(file)
+    for value in (1, 2):
+        results.write(link, {"a": value})
+        assert (link.is_symlink(), json.loads(file.read_text())) == (True, {"a": value})
+    capfd.readouterr()
+    standard = tmp_path / "stdout"  # as /dev/stdout is, of a shell's `> file`
+    standard.symlink_to("/proc/self/fd/1")
+    print("before")
+    results.write(standard, {"a": 3})
+    assert capfd.readouterr().out == f'before\n{{\n "a": 3\n}}\nwritten to  {standard}\n'
+    assert standard.is_symlink()
 
 
 def test_streams_that_are_no_files_are_left_alone_and_all_come_back():

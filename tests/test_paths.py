@@ -1,5 +1,6 @@
 """Paths have `~` and `$NAME` wherever they are written, and commands that are printed work when pasted."""
 
+import io
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from PIL import Image
 from programs import launch
 
 from distgan import cli, config, paths
-from distgan.config import Config, DataConfig, EvalConfig, RunConfig, TrainConfig
+from distgan.config import Config, DataConfig, RunConfig, TrainConfig
 from distgan.run_folder import RunFolder
 
 BIN = Path(sys.executable).parent
@@ -57,7 +58,7 @@ def test_a_configuration_made_in_python_has_its_paths_expanded_once_and_for_all(
     # A run of a version that kept the path as it was written can still be resumed.
     Path("saved.yaml").write_text(config.dump(made).replace(str(home / "home"), "~"))
     assert config.load(Path("saved.yaml")) == made
-    assert EvalConfig().reference == "train"
+    assert RunConfig(dir=Path("~/r")) == made.run
 
 
 @pytest.mark.parametrize(
@@ -67,10 +68,15 @@ def test_a_configuration_made_in_python_has_its_paths_expanded_once_and_for_all(
         ("$EMPTY/x", "run.dir is $EMPTY/x, but the environment variable EMPTY is empty: "),
         ("", "run.dir is empty: give a path, such as ."),
         ("~no-such-user/x", "run.dir is ~no-such-user/x, but this machine has no user no-such-user: "),
+        ("$ODD/x", "run.dir is $ODD/x, which means /x/o $dd/x, which has a variable in turn: "),
+        ("$ODDER", "run.dir is $ODDER, which means /x/$HOME, which has a variable in turn: "),
+        ("a\0b", "run.dir has a null character in it"),
     ],
 )
 def test_what_cannot_be_expanded_is_said(home, monkeypatch, written, said):
     monkeypatch.setenv("EMPTY", "")
+    monkeypatch.setenv("ODD", "/x/o $dd")
+    monkeypatch.setenv("ODDER", "/x/$HOME")
     with pytest.raises(ValueError, match=re.escape(said)):
         RunConfig(dir=written)
 
@@ -83,6 +89,12 @@ def test_what_is_no_variable_and_no_home_stays(home):
         assert paths.expanded("key", here) == here  # that folder, which is there
     assert paths.expanded("key", "my $HOME") == f"my {home}/home"
     assert paths.expanded("key", "./your $HOME") == f"./your {home}/home"
+
+
+def test_a_folder_that_no_file_system_takes_is_refused(tmp_path):
+    made = Config(run=RunConfig(dir=f"{tmp_path}/{'x' * 300}"))
+    with pytest.raises(ValueError, match=r"^run\.dir is .*, which cannot be read: File name too long\.$"):
+        RunFolder(made.run.dir).check(made)
 
 
 HARD = [
@@ -107,6 +119,14 @@ def test_a_quoted_path_is_one_word_that_means_it(home, name):
     assert "\n" not in paths.quoted(name)  # a line stays a line
     Path(name).mkdir(parents=True)
     assert Path(paths.expanded("key", word)).samefile(name)  # distgan's words are expanded once more
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_so_is_one_on_a_terminal_that_does_not_have_its_letters(home, monkeypatch, name):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    printed = subprocess.run(["bash", "-c", f"printf %s {paths.quoted(name)}"], capture_output=True).stdout
+    assert os.path.normpath(os.fsdecode(printed)) == name
+    assert paths.quoted(name).isascii()
 
 
 def test_what_a_run_prints_can_be_pasted_whatever_its_folder_is_called(home):

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import REPOSITORY, TINY, metrics, steps, tensors
 from programs import launch
 
-from distgan import config, train
+from distgan import config, distributed, train
 from distgan.errors import TroubleError
 
 COLLAPSED = ["--guard.after=0", "--guard.patience=1", "--guard.on_trouble=stop", "--track.log_every=1"]
@@ -128,6 +128,13 @@ def test_a_run_in_a_thread_is_alone_and_leaves_signals_to_the_main_thread(tmp_pa
     with pytest.raises(ValueError, match=r"^another run goes on in this process, .*: wait until it is done"):
         run(f"--run.dir={tmp_path / 'other'}")
     assert not (tmp_path / "other").exists()
+    if (child := os.fork()) == 0:  # in which that run does not go on
+        try:
+            with distributed.Ranks(timeout=60):
+                os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
     go_on.set()
     thread.join(60)
     assert errors == []
