@@ -18,8 +18,8 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
     relative path. The result stays the same when it is expanded again.
 
     Raises:
-        ValueError: it is empty; a variable is unset or empty or names what would be expanded in turn; there is no such user; or no
-            file can be called so.
+        ValueError: it is empty; a variable is unset or empty, or names what would be expanded in turn; there is no such
+            user; or no file can have this name.
     """
     text = os.fspath(path)
     if not text:  # as of a shell's variable that is not set

@@ -50,8 +50,10 @@ class Verdict:
 def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
     """Looks for the way back to before a step."""
     good = _last_good(folder, since, every=every)
-    found = "none" if good is None else "older" if checkpoint.step_of(good) <= since else "later"
-    return WayBack(found, len(happened(folder)))
+    times = len(happened(folder))
+    if good is None:
+        return WayBack("none", times)
+    return WayBack("older" if checkpoint.step_of(good) <= since else "later", times)
 
 
 def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool, ended: bool) -> Verdict:
