@@ -93,7 +93,7 @@ PARSED = "from distgan import config; print(config.parse()[0].run.dir)"
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"), [("r", "r\n"), ("ü", "which this locale's encoding cannot write: set PYTH")]
+    ("folder", "said"), [("a/folder", "a/folder\n"), ("ü", "which this locale's encoding cannot write: set PYTH")]
 )
 def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path, folder, said):
     recipe = tmp_path / "recipe.yaml"
