@@ -488,7 +488,7 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
     refused(["class 1 is now 'dog', was 'cat'; class 2 is now 'zebra', was 'dog'"])
     (root / "zebra").rename(root / "cat")
     picture(root / "bee" / "1.png", 200)
-    refused(["there were 6 images, now there are 7; there were 3 classes, now there are 4, new: bee"])
+    refused(["there were 6 images, now there are 7; there were 3 classes, now there are 4; new: bee"])
     (root / "bee" / "1.png").unlink()
     picture(root / "cat" / "1.png", 77)
     refused(["as many, of the same classes, but other pictures"])
