@@ -555,7 +555,7 @@ def _flatten(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _known_keys() -> list[str]:
-    return list(_flatten(as_dict(Config(run=RunConfig(dir="")))))
+    return list(_flatten(as_dict(Config(run=RunConfig(dir=".")))))
 
 
 class _Parser(ArgumentParser):  # type: ignore[misc]

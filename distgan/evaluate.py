@@ -14,7 +14,7 @@ from distgan.distributed import Ranks
 from distgan.evaluation import Evaluation, Measured
 from distgan.trained import Trained
 
-_TIMEOUT = RunConfig(dir="").timeout
+_TIMEOUT = RunConfig(dir=".").timeout
 
 
 def main(argv: Sequence[str] | None = None) -> None:

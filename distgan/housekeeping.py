@@ -445,9 +445,9 @@ def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
     if len(old) == len(new):
         said += [f"class {i} is now '{name}', was '{old[i]}'" for i, name in enumerate(new) if name != old[i]]
     else:
-        said.append(f"there were {len(old)} classes, now there are {len(new)}")
         changes = {"gone": [name for name in old if name not in new], "new": [name for name in new if name not in old]}
-        said += [f"{what}: {', '.join(names)}" for what, names in changes.items() if names]
+        named = "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
+        said.append(f"there were {len(old)} classes, now there are {len(new)} ({named})")
     shown = "; ".join(said[:_DIFFERENCES]) + ("; …" if len(said) > _DIFFERENCES else "")
     return shown or "as many, of the same classes, but other pictures, or in another order or class"
 

@@ -19,7 +19,7 @@ def expanded(key: str, text: str) -> str:
         ValueError: it is empty, a variable is unset or empty, or there is no such user.
     """
     if not text:  # as of a shell's variable that is not set
-        raise ValueError(f"{key} is empty: give a path, or leave {key} out.")
+        raise ValueError(f"{key} is empty: give a path, such as . for the current folder.")
     parts: list[str] = []
     for part in text.split("/"):
         as_written = "/".join([*parts, part])

@@ -108,9 +108,8 @@ def arrange(
         left_out.append(f"{counted(beside, 'picture')} beside the splits")
     if not mine:
         said = f" (left out: {', '.join(left_out)})" if left_out else ""
-        raise ValueError(
-            f"data.path is {where}, but there are no pictures in it{said}{of_another_source(kept, where) or ''}."
-        )
+        advice = None if archive else of_another_source(kept, where)
+        raise ValueError(f"data.path is {where}, but there are no pictures in it{said}{advice or ''}.")
 
     labelled = {folder: table(folder) for folder in (under, *folders.values())}
     if any(one is not None for one in labelled.values()):  # beside its labels, those of class folders mean others

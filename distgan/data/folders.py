@@ -183,7 +183,8 @@ def _tree(root: Path) -> Tree:
 def _archive(file: Path) -> Tree:
     """The files in a zip archive. Raises ValueError where the file is something else."""
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
-        advice = of_another_source([file.name], str(file)) or (
+        place = file if file.name.endswith((".tar.gz", ".tgz")) else file.parent  # other sources take folders
+        advice = of_another_source([file.name], str(place)) or (
             ": unpack it and give the folder, or make a zip archive of the pictures"
         )
         raise ValueError(f"data.path is {file}, which is neither a folder nor a zip archive{advice}.")
