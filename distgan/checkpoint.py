@@ -203,6 +203,18 @@ def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | N
     return None
 
 
+def last_images(root: Path) -> str | None:
+    """Returns the fingerprint of the images that the newest checkpoint was trained on; checks nothing.
+
+    None where there is no checkpoint, or its state cannot be read.
+    """
+    try:
+        fingerprint: str = read_state(max(_folders(root), key=step_of))["images"]
+    except (OSError, ValueError, KeyError, TypeError):  # ValueError: no folder, no JSON, no UTF-8
+        return None
+    return fingerprint
+
+
 def any_in(root: Path) -> bool:
     """Whether any checkpoint lies there, whole or not, or moved aside."""
     return root.is_dir() and any(folder.suffix != ".tmp" for folder in root.glob("step_*"))

@@ -236,9 +236,10 @@ def _prepare(config: Config) -> _Prepared:
     rank, _ = distributed.launched_ranks()
     if rank == 0 and images.left_out:
         print(f"distgan: {images.left_out}", file=sys.stderr, flush=True)
-    begun = checkpoint.newest(folder.checkpoints, set_aside=False) if rank == 0 else None
-    if begun is not None:
-        refuse_other_images(checkpoint.read_state(begun), images, config)
+    if checkpoint.last_images(folder.checkpoints) not in (None, images.fingerprint):
+        begun = checkpoint.newest(folder.checkpoints, set_aside=False)  # what was read may be damage
+        if begun is not None:
+            refuse_other_images(checkpoint.read_state(begun), images, config)
     counts = _class_counts(images, config.data) if config.model.conditional else ()
     names = images.classes if counts and images.classes is not None else ()
     size = config.data.image_size

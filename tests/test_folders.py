@@ -227,7 +227,6 @@ def test_whatever_pillow_reads_is_read(tmp_path):
     kinds += [".jp2", ".j2k", ".jpx"] if features.check("jpg_2000") else []
     for i, kind in enumerate(kinds):
         image = Image.new("L" if kind in (".pgm", ".pbm") else "RGB", (32, 32), "white")
-        image.paste("black", (0, 0, 2, 2))  # all of one colour would be refused
         image = image.convert("1") if kind == ".pbm" else image
         image.save(tmp_path / f"{i}{kind}")
     for kind in (".pdf", ".eps", ".mpg", ".h5", ".heic"):
