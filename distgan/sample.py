@@ -174,10 +174,11 @@ def _array(drawn: _Drawn, out: Path) -> None:
 @contextlib.contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """Gives a place to write a file to, which takes the name that it is to have when it is whole."""
-    partial = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    file = out.resolve()  # a link stays one
+    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         yield partial
-        partial.replace(out)
+        partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
 
