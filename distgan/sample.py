@@ -98,7 +98,7 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
         ValueError: it is none of the three, its folder is not there, or it is a folder that is not empty.
     """
     out = Path(given)
-    folder = given.endswith("/") or (given != "" and out.is_dir())
+    folder = given.endswith("/") or out.is_dir()
     form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix.lower())
     if form is None:
         raise ValueError(f"--out is {given}, but {_FORMS}.")

@@ -126,7 +126,7 @@ def test_classes_by_name_or_number(labelled, tmp_path, classes, labels):
         (["--classes=cat", "--num=0"], ["number of samples is 0"]),
         (["--out=images.npy"], ["images.npy", ".png", ".npz", "/"]),
         (["--out=folder"], ["--out is folder", ".png", ".npz", "/"]),
-        (["--out="], [".png", ".npz", "/"]),
+        (["--out="], ["--out is empty"]),
         (["--out=no/such/"], ["no folder no"]),
         (["--out=no/such.npz"], ["no folder no"]),
         (["--out=file/"], ["file is a file"]),
