@@ -87,7 +87,7 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
 
     Raises:
         ValueError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
-            there are fewer images than one batch, or they are all of the same one colour.
+            or there are fewer images than one batch.
     """
     source = sources.find(data)
     images = _opened(source, data) or _prepare_alone(source, data)
@@ -296,7 +296,6 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
     labels: list[int] = []
     skipped: list[str] = []
     plain: list[str] = []
-    lowest, highest = torch.full((channels,), 255, dtype=torch.uint8), torch.zeros(channels, dtype=torch.uint8)
     content = hashlib.sha256()
     with (partial / "images.bin").open("wb") as stream:
         records = shown(source.records(1), f"preparing {data.source}", source.count)
@@ -307,17 +306,10 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
             labels.extend(-1 if record.label is None else record.label for record in chunk)
             low, high = pixels.flatten(2).aminmax(dim=2)
             plain.extend(chunk[i].name for i in nearly_one_colour(low, high).nonzero())
-            lowest, highest = torch.minimum(lowest, low.amin(0)), torch.maximum(highest, high.amax(0))
         stream.flush()
         os.fsync(stream.fileno())
     if not labels:
         raise ValueError(f"{data.source} has no picture that can be decoded.")
-    if nearly_one_colour(lowest, highest):
-        raise ValueError(
-            f"{'the only picture' if len(labels) == 1 else f'all {len(labels):,} pictures'} of "
-            f"{data.path or data.source} {'is' if len(labels) == 1 else 'are'} of one and the same colour, such as "
-            f"{plain[0]}: give others, or rescale their values so that they go from 0 to 255."
-        )
     if scale is not None:  # a run must not resume on the same files by another scale
         content.update(json.dumps(dataclasses.asdict(scale)).encode())
     np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
@@ -338,7 +330,8 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
     if plain:
         verb = "is" if len(plain) == 1 else "are"
         said = f"{len(plain):,} of {len(labels):,} pictures {verb} of one colour throughout, the first: {plain[0]}"
-        print(said, flush=True)
+        hint = "; if that is a surprise, their values may not go from 0 to 255" if len(plain) == len(labels) else ""
+        print(f"{said}{hint}", flush=True)
     return len(labels)
 
 
