@@ -21,7 +21,7 @@ from distgan.evaluation import Evaluation, Measured
 from distgan.guard import Guard, Trouble, Watch
 from distgan.models import Generator
 from distgan.paths import quoted
-from distgan.run_folder import Claim, RunFolder
+from distgan.run_folder import RunFolder
 from distgan.schedules import Rates
 from distgan.seeding import RunSeed
 from distgan.standing import Standing, bring_back_exports, export_best
@@ -44,7 +44,6 @@ class Housekeeping:
         self,
         config: Config,
         folder: RunFolder,
-        claim: Claim | None,
         ranks: Ranks,
         *,
         seed: RunSeed,
@@ -62,7 +61,7 @@ class Housekeeping:
         """Args: among others the seed that the loop draws from, on rank zero what the guard watches by, and whether
         the loss's scores are probabilities.
         """
-        self._config, self._folder, self._claim, self._ranks = config, folder, claim, ranks
+        self._config, self._folder, self._ranks = config, folder, ranks
         self._seed, self._evaluation, self._watch = seed, evaluation, watch
         self._probability, self._rates = probability, rates
         self._meter, self._average, self._shape, self._images = meter, average, shape, images
@@ -178,7 +177,7 @@ class Housekeeping:
             self._tracker.close()
 
     def end(self) -> None:
-        """Tells where things lie, and leaves the folder."""
+        """Tells how the run ended and where things lie."""
         if self._trouble is not None:
             how = "stopped by the guard, and saved"
         elif self._step >= self._config.last_step:
@@ -187,8 +186,6 @@ class Housekeeping:
             how = "stopped and saved; the same command goes on"
         steps = max(self._step, self._config.last_step)  # beyond it, once a run was extended
         self._ranks.say(f"{how}: step {self._step} of {steps}\n{_where_things_lie(self._folder, self._standing.say())}")
-        if self._claim is not None:
-            self._claim.release()
 
     def done(self, step: int) -> bool:
         """Whether this invocation ends here."""

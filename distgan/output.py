@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[None]:
-    """Makes standard output and error drop what cannot be written, as long as it is entered.
+    """Makes standard output and error drop what cannot be written, while it is open.
 
     That is what a reader who is gone, a closed terminal or a full disk refuse. A character that the encoding does not
     have is written as its number. Streams that are not files, such as a notebook's, stay as they are.

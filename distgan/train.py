@@ -19,7 +19,7 @@ from distgan.guard import WATCHED, Watch, Watched
 from distgan.housekeeping import Housekeeping, refuse_other_images
 from distgan.models import Generator, eval_mode, frozen
 from distgan.penalties import Critic, Given, Penalties
-from distgan.run_folder import Claim, RunFolder
+from distgan.run_folder import RunFolder
 from distgan.schedules import Rates
 from distgan.seeding import RunSeed
 from distgan.tracking import Meter
@@ -53,13 +53,13 @@ def train(config: Config) -> None:
             claim = prepared.folder.claim(config) if ranks.rank == 0 else None
         try:
             ranks.join(config.train, tracker=config.track.to, tf32=not config.penalty.names)
-            _train(config, prepared, claim, ranks)
+            _train(config, prepared, ranks)
         finally:
             if claim is not None:
                 claim.release()
 
 
-def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ranks) -> None:
+def _train(config: Config, prepared: "_Prepared", ranks: Ranks) -> None:
     # ------------------------------------------------------------------------------------------------------------------
     # Wiring.
 
@@ -98,7 +98,6 @@ def _train(config: Config, prepared: "_Prepared", claim: Claim | None, ranks: Ra
     house = Housekeeping(
         config,
         folder,
-        claim,
         ranks,
         seed=seed,
         evaluation=evaluation,
