@@ -10,6 +10,7 @@ from conftest import TINY, metrics
 from PIL import Image, features
 from programs import launch
 from safetensors.torch import save_file
+from test_cli import complaint
 
 from distgan import cli, data
 from distgan.config import DataConfig
@@ -50,16 +51,6 @@ def arranged(*given, split="train", archive=False, tables=None):
     contents = {name: json.dumps({"labels": said}).encode() for name, said in (tables or {}).items()}
     read = contents.__getitem__
     return arrange([*given, *contents], split=split, where="HERE", read=read, archive=archive)
-
-
-def complaint(capfd, *argv):
-    capfd.readouterr()
-    assert cli.main(list(argv)) == 2
-    out, err = capfd.readouterr()
-    assert err.startswith("distgan: error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    return err
 
 
 # Links ----------------------------------------------------------------------------------------------------------------

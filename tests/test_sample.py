@@ -1,6 +1,5 @@
 """`distgan sample`: one picture, a PNG of each image, or an array; classes by name or number."""
 
-import re
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_cli import complaint
 
 from distgan import checkpoint, cli, load_generator
 from distgan.config import DataConfig, ModelConfig
@@ -38,13 +38,6 @@ def labelled(tmp_path_factory):
 
 def sample(*argv):
     return cli.main(["sample", *map(str, argv)])
-
-
-def complaint(capfd, *argv):
-    assert sample(*argv) == 2
-    said = capfd.readouterr().err
-    assert re.fullmatch(r"distgan: error: [^\n]+\n", said), said
-    return said
 
 
 def read(folder):
@@ -139,7 +132,7 @@ def test_what_cannot_be_drawn_or_written_is_said(labelled, tmp_path, monkeypatch
     (tmp_path / "file").write_text("")
     (tmp_path / "full" / "cat").mkdir(parents=True)  # training images
     (tmp_path / "full" / "cat" / "0.jpg").write_text("")
-    said = complaint(capfd, labelled, *argv)
+    said = complaint(capfd, "sample", str(labelled), *argv)
     assert all(word in said for word in words), said
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["0.jpg", "cat", "file", "full"]
 
@@ -158,7 +151,7 @@ def test_class_names_of_every_kind_make_file_names_and_can_be_asked_for(tmp_path
 
 def test_names_are_refused_where_there_are_no_labels(plain, tmp_path, capfd):
     for classes in ("cat", "0"):
-        said = complaint(capfd, plain, f"--classes={classes}", f"--out={tmp_path}/a.png")
+        said = complaint(capfd, "sample", str(plain), f"--classes={classes}", f"--out={tmp_path}/a.png")
         assert f"class {classes} is asked for, but the generator was trained without labels" in said
     with pytest.raises(ValueError, match=r'class "dog" is asked for'):
         load_generator(exported(tmp_path / "named", names=NAMES)).sample(1, label="dog")
@@ -179,7 +172,7 @@ def test_an_old_array_is_replaced_and_an_empty_folder_filled(plain, tmp_path):
 def test_a_disk_that_fills_is_said_and_nothing_half_is_left(plain, small_disk, capfd, form):
     (small_disk / "old").mkdir()
     (small_disk / "filler").write_bytes(bytes(900_000))
-    said = complaint(capfd, plain, "--num=700", f"--out={small_disk}/{form}")
+    said = complaint(capfd, "sample", str(plain), "--num=700", f"--out={small_disk}/{form}")
     assert "cannot be written: No space left on device." in said
     assert sorted(file.name for file in small_disk.rglob("*")) == ["filler", "old"]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from distgan import paths
 from distgan.config import DataConfig
-from distgan.data.records import Record, Source
+from distgan.data.records import Record, Source, contents, refuse_columns
 
 _FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _NAMES = "batches.meta.txt"
@@ -58,9 +58,7 @@ def original(data: DataConfig) -> Source | None:
     names = _FILES.get(data.split)
     if names is None:
         raise ValueError(f"data.split is {data.split}, but the original CIFAR-10 has train and test.")
-    for key in ("config", "image_column", "label_column"):
-        if getattr(data, key) is not None:
-            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")
+    refuse_columns(data, place)
     batches = _in_folder(place, names) if place.is_dir() else _in_archive(place)
     for name in names:
         size = batches.sizes.get(name)
@@ -140,16 +138,10 @@ def _refuse_others(where: Path, names: set[str]) -> None:
 
 
 def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
-    def read(name: str) -> bytes:
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{folder / name} cannot be read ({error.strerror}).") from error
-
     there = {file.name: file for file in folder.iterdir() if file.is_file() and file.name in (*names, _NAMES)}
     sizes = {name: file.stat().st_size for name, file in there.items()}
     files = tuple(there[name] for name in (*names, _NAMES) if name in there)
-    return _Batches(sizes, read, lambda name: str(folder / name), files)
+    return _Batches(sizes, lambda name: contents(folder / name), lambda name: str(folder / name), files)
 
 
 def _in_archive(path: Path) -> _Batches:

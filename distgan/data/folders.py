@@ -13,7 +13,7 @@ from distgan import paths
 from distgan.config import DataConfig
 from distgan.data.archives import unzipped
 from distgan.data.arrangement import arrange, counted, left_behind, of_another_source
-from distgan.data.records import Record, Source, Tree
+from distgan.data.records import Record, Source, Tree, contents
 
 
 def folder(data: DataConfig) -> Source:
@@ -160,15 +160,9 @@ def _tree(root: Path) -> Tree:
     """The files in a folder."""
     walked = _walk(root)
 
-    def read(name: str) -> bytes:
-        try:
-            return (root / name).read_bytes()
-        except OSError as error:
-            raise ValueError(f"{root / name} cannot be read ({error.strerror}).") from error
-
     @contextlib.contextmanager
     def opened() -> Iterator[Callable[[str], bytes]]:
-        yield read
+        yield lambda name: contents(root / name)
 
     left_out = []
     if walked.broken:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distgan import paths
+from distgan.config import DataConfig
 
 _NUMBERED = 20  # classes at most, that a line names
 
@@ -100,3 +101,18 @@ def existing_folder(path: str | None) -> Path:
     if not paths.is_folder(path):
         raise ValueError(f"data.path is {path}, but there is no such folder.")
     return Path(path)
+
+
+def contents(file: Path) -> bytes:
+    """Returns what a file holds. Raises ValueError where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+
+
+def refuse_columns(data: DataConfig, place: Path) -> None:
+    """Raises ValueError where a configuration or a column is named, though the files found have neither."""
+    for key in ("config", "image_column", "label_column"):
+        if getattr(data, key) is not None:
+            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")

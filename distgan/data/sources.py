@@ -10,7 +10,7 @@ from distgan.config import DataConfig
 from distgan.data import cifar, idx
 from distgan.data.folders import folder
 from distgan.data.huggingface import hub_or_copy
-from distgan.data.records import Record, Source
+from distgan.data.records import Record, Source, refuse_columns
 
 _FASHION_MNIST = (
     "T-shirt/top",
@@ -66,9 +66,7 @@ def _fashion_mnist(data: DataConfig) -> Source:
     name = {"train": "train", "test": "t10k"}.get(data.split)
     if name is None:
         raise ValueError(f"data.split is {data.split}, but the IDX files have train and test.")
-    for key in ("config", "image_column", "label_column"):
-        if getattr(data, key) is not None:
-            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {folder} have no such thing.")
+    refuse_columns(data, folder)
     images, labels = (idx.file(folder, f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     shape = idx.shape(images)
     idx.shape(labels)
