@@ -116,7 +116,7 @@ def found_by(work: Path, name: str, seed: int, seconds: float, rate: float) -> F
 
 
 def train(work: Path, name: str, *, seed: int, steps: int, seconds: float | None = None) -> Path:
-    """Trains for so many steps, or seconds if they are over earlier, and returns the run's folder."""
+    """Trains for `steps`, or until `seconds` are over, and returns the run's folder."""
     run = work / f"{name}-{seed}-{steps}"
     command = [sys.executable, "-m", "distgan.train", "--config", str(ROOT / "configs" / f"{name}.yaml")]
     command += [*RECIPES[name], f"--run.dir={run}", f"--run.seed={seed}", f"--train.steps={steps}", "--optim.lr=1e-3"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for: `distgan --help` must stay quick."""
+    """Imports torch only when something that needs it is asked for: `distgan --help` must stay quick."""
     if name == "load_generator":
         from distgan.checkpoint import load_generator
 

@@ -13,14 +13,14 @@ from torch.nn.functional import pad
 from distgan.config import unknown_name
 
 Draw = Callable[[str, int], Tensor]
-"""(stream, n) -> (N, n) uniform in [0, 1): so many numbers for each image of this rank's share."""
+"""(stream, n) -> (N, n) uniform in [0, 1): n numbers for each image of this rank's share."""
 
 
 class Augment:
     """Some of the augmentations, in the order in which they are named."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Args: of `AUGMENTATIONS`.
+        """Finds the augmentations by their names in `AUGMENTATIONS`.
 
         Raises:
             ValueError: one is unknown.
@@ -49,11 +49,11 @@ def color(images: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(images: Tensor, u: Tensor) -> Tensor:
-    """A shift by up to an eighth of height and of width, whole pixels; what comes in is 0. u is (N, 2) in [0, 1)."""
+    """Shifts by up to an eighth of height and width, in whole pixels; what comes in is 0. u is (N, 2) in [0, 1)."""
     n, _, height, width = images.shape
 
     def source(u: Tensor, size: int) -> Tensor:
-        """Where each row or column comes from, (N, size), in images with a margin of one pixel of zeros."""
+        """Returns where each row or column comes from, (N, size), in images with a margin of one pixel of zeros."""
         most = size // 8
         shift = (u * (2 * most + 1)).long()[:, None] - most
         return (torch.arange(size, device=u.device) - shift + 1).clamp(0, size + 1)
@@ -65,7 +65,7 @@ def translation(images: Tensor, u: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, u: Tensor) -> Tensor:
-    """A square of half the height and width becomes 0, its centre anywhere in the image; u is (N, 2) in [0, 1)."""
+    """Sets a square of half the height and width to 0, its centre anywhere in the image; u is (N, 2) in [0, 1)."""
     _, _, height, width = images.shape
 
     def hidden(u: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from distgan.data.store import cache_folder, writing
 
 
 def folder(images: DataConfig, kind: str, described: list[Any]) -> Path:
-    """Where it lies, or will: a function of all that it is a function of."""
+    """Returns the entry's folder in the cache, named by a hash of everything that the entry depends on."""
     return cache_folder(images) / kind / hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 

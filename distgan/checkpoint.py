@@ -125,7 +125,7 @@ class Background:
         self._running, self._reported = self._pool.submit(work), False
 
     def failed(self) -> bool:
-        """Whether the work has ended with an error, which `finish` will raise; True but once."""
+        """Tells, once, whether the work has ended with an error, which `finish` will raise."""
         running = self._running
         if running is None or self._reported or not running.done() or running.exception() is None:
             return False
@@ -164,12 +164,12 @@ def load(
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a verified checkpoint holds besides tensors."""
+    """Reads what a verified checkpoint holds besides tensors."""
     return json.loads((folder / "state.json").read_text())
 
 
 def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | None:
-    """The newest checkpoint, of this step or before, that is whole; None where there is none at all.
+    """Returns the newest whole checkpoint of this step or an earlier one; None if there is no checkpoint at all.
 
     A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
     the run, it is also renamed to `*.damaged`, once a whole one is found.
@@ -216,12 +216,12 @@ def last_images(root: Path) -> str | None:
 
 
 def any_in(root: Path) -> bool:
-    """Whether any checkpoint lies there, whole or not, or moved aside."""
+    """Tells whether any checkpoint lies there: whole, damaged or moved aside."""
     return root.is_dir() and any(folder.suffix != ".tmp" for folder in root.glob("step_*"))
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder is a checkpoint whose every file is what its manifest says."""
+    """Tells whether a folder is a checkpoint in which every file is what its manifest says."""
     return _problem(folder) is None
 
 
@@ -242,7 +242,7 @@ def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collectio
 
 
 def steps(root: Path) -> list[int]:
-    """The steps of the checkpoints there, whole or not, in order."""
+    """Returns the steps of the checkpoints there, whole or not, in order."""
     return sorted(map(step_of, _folders(root)))
 
 
@@ -320,7 +320,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
 
 
 def exported_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder of an exported generator, or a run's, or of one that was fetched from the hub."""
+    """Finds the folder of an exported generator: given itself, by its run, or fetched from the hub."""
     folder = Path(paths.expanded("the generator's folder", path))
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         folder = _from_hub(str(path))
@@ -340,7 +340,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """Reads the weights of a network that others have trained, and the sha256 of their file.
 
     A hash at the end of the file's name, as in `name-6726825d.pth`, must be the beginning of that. Safetensors only,
-    but for torch-fidelity's InceptionV3: that one file is a pickle, from which nothing but tensors is taken.
+    except torch-fidelity's InceptionV3: that one file is a pickle, from which only tensors are read.
 
     Raises:
         ValueError: the file is missing, damaged or a pickle.
@@ -355,7 +355,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"the weights {file} do not match the hash in their name ({sha256[:8]}…): fetch them again.")
     if file.suffix != ".safetensors" and not sha256.startswith(_INCEPTION_SHA256):
         raise ValueError(
-            f"the weights {file} are not safetensors; pickles are not loaded, because they can run code, but for "
+            f"the weights {file} are not safetensors. Pickles are not loaded, because they can run code, except "
             f"torch-fidelity's InceptionV3 ({_INCEPTION_SHA256}…)."
         )
     try:
@@ -367,7 +367,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def inception_weights() -> Path:
-    """Where torch-fidelity's InceptionV3 lies in torch's cache, fetched there if need be.
+    """Returns where torch-fidelity's InceptionV3 lies in torch's cache; fetches it if it is not there.
 
     Raises:
         ValueError: it cannot be fetched, with what to put where.
@@ -405,7 +405,7 @@ def _from_hub(repository: str) -> Path:
 
 
 def _slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name, so that nothing depends on order, wrappers or world size."""
+    """Returns the optimiser's state by parameter name, so that nothing depends on order, wrappers or world size."""
     return {
         f"{name}/{slot}": tensor
         for name, parameter in network.named_parameters()
@@ -414,7 +414,7 @@ def _slots(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Te
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The same bytes for the same tensors: no metadata, whose order safetensors leaves to chance."""
+    """Returns the same bytes for the same tensors: without metadata, whose order safetensors leaves to chance."""
     return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
 
@@ -445,7 +445,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> N
 
 
 def _problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None.
+    """Says what is wrong with a checkpoint, naming the file; None if nothing is.
 
     Raises:
         ValueError: it is of a format that this version does not know.
@@ -475,7 +475,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its name."""
+    """Reads the step of a checkpoint from its name."""
     return int(folder.name.removeprefix("step_"))
 
 
@@ -502,7 +502,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has names in a folder survive a loss of power."""
+    """Makes names in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

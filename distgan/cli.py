@@ -69,7 +69,7 @@ def _usage() -> str:
 
 
 def _ours(error: ValueError) -> bool:
-    """Whether distgan itself raised it, for the user; one out of a library's depths is a fault and keeps its trace."""
+    """Tells whether distgan itself raised an error for the user. One from deep inside a library keeps its traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

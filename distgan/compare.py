@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def protocol_differences(protocols: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Why the numbers measured by these protocols, by generator, cannot be compared: one line for each difference.
+    """Says why numbers measured by these protocols, by generator, cannot be compared: one line for each difference.
 
     What stands in only some of them is about numbers that only these have.
     """
@@ -79,7 +79,7 @@ class Nearest:
 
     @property
     def ratio(self) -> Tensor:
-        """(N,): well below 1, a sample is nearer to a training image than these are to each other: a copy."""
+        """Distance to the nearest training image over that between neighbouring ones, (N,): well below 1 is a copy."""
         return self.distance / self.apart.clamp(min=1e-12)
 
 
@@ -157,7 +157,7 @@ def _column(run: str, seed: int) -> _Column:
 
 
 def _picture(columns: Sequence[_Column], differences: Sequence[str]) -> Image.Image:
-    """A column for each generator; below, why their numbers cannot be compared, if they cannot."""
+    """Draws a column for each generator; below, why their numbers cannot be compared, if they cannot."""
     drawn = [_draw(column) for column in columns]
     height = max(column.height for column in drawn) + _LINE * len(differences) + _MARGIN
     picture = Image.new("RGB", ((_WIDTH + _MARGIN) * len(drawn) + _MARGIN, height), "white")
@@ -169,7 +169,7 @@ def _picture(columns: Sequence[_Column], differences: Sequence[str]) -> Image.Im
 
 
 def _draw(column: _Column) -> Image.Image:
-    """Name, samples, lines of numbers, and pairs of a sample above its nearest training image."""
+    """Returns name, samples, lines of numbers, and pairs of a sample above its nearest training image."""
     samples = _scaled(pictures.grid(column.samples))
     lines = column.lines
     pairs = None

@@ -40,7 +40,7 @@ def _non_negative(key: str, value: float) -> None:
 
 
 def _named(names: str | None) -> list[str]:
-    """What stands between commas."""
+    """Splits a comma list into its names."""
     return [name.strip() for name in names.split(",")] if names is not None else []
 
 
@@ -61,20 +61,20 @@ def _expand_paths(group: str, config: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run: where it lives, its seed, how far this invocation goes."""
+    """The run: its folder, its seed, and how far this invocation goes."""
 
     dir: str = field(metadata=_PATH)
     """Folder of the run. The same command with the same folder resumes it."""
     seed: int = 0
-    """Every random draw of the run is a function of this seed and of what the draw is for."""
+    """Decides every random draw of the run."""
     extend: int = 0
-    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused where
-    `optim.schedule` has brought the learning rate to 0 by then."""
+    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused if `optim.schedule`
+    has brought the learning rate to 0 by then."""
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
     timeout: float = 600.0
-    """Seconds within which the job ends, saying which rank it was, once a rank died or hangs. One step must take less
-    than half of it; what rank zero does alone need not."""
+    """Seconds after which a job ends once one of its processes has died or hangs; the message names that process. One
+    step must take less than half of this. Work of rank zero alone, such as preparing data, may take longer."""
 
     def __post_init__(self) -> None:
         _expand_paths("run", self)
@@ -90,38 +90,40 @@ class DataConfig:
     """The training images."""
 
     source: Literal["digits", "cifar10", "fashion_mnist", "hub", "folder"] = "digits"
-    """`digits`: scikit-learn's 1,797 handwritten digits, shipped with it. `cifar10`, `fashion_mnist`: from the hub.
-    `hub`: any image data set on the Hugging Face hub. `folder`: a folder or zip archive of pictures, sub-folders being
+    """`digits`: the 1,797 handwritten digits that come with scikit-learn. `cifar10`, `fashion_mnist`: from the Hugging
+    Face hub. `hub`: any image data set there. `folder`: a folder or zip archive of pictures, whose sub-folders are
     classes."""
     id: str | None = None
-    """Of the data set on the hub, for `hub`: owner/name."""
+    """Name of the data set on the hub, for `hub`: owner/name."""
     path: str | None = field(default=None, metadata=_PATH)
-    """A local folder to read from instead of the hub: a copy of the data set's parquet files. For cifar10 also the
-    binary version of the original (cifar-10-batches-bin, or its .tar.gz); for fashion_mnist also IDX files. For
-    `folder`, the folder of pictures, or a zip archive of them."""
+    """A local copy to read instead of the hub: a folder of the data set's parquet files. For cifar10 also the binary
+    version of the original (cifar-10-batches-bin, or its .tar.gz); for fashion_mnist also IDX files. For `folder`: the
+    folder or zip archive of pictures."""
     config: str | None = None
-    """Configuration of a data set, where it has several: its name on the hub, or its folder in a local copy."""
+    """Which configuration of a data set to read, if it has several: its name on the hub, or its folder in a local
+    copy."""
     split: str = "train"
-    """Which part of a data set is trained on. For `folder`: which of the sub-folders at the top, where these have names
-    such as train, val and test."""
+    """Which split of a data set to train on. For `folder`: which sub-folder, if those at the top are named train, val,
+    test or the like."""
     image_column: str | None = None
     """Column of the pictures in a data set. If unset, the first column that holds pictures."""
     label_column: str | None = None
-    """Column of the class labels in a data set: names of its own, whole numbers (-1 for none) or strings. If unset, the
-    first column of named classes; in parquet files that no `datasets` library wrote, the one called label, labels or
-    class."""
+    """Column of the class labels in a data set: named classes, whole numbers (-1 for none) or strings. If unset, the
+    first column of named classes; in parquet files that the `datasets` library did not write, the column called label,
+    labels or class."""
     image_size: Literal[32, 64, 128, 256] = 32
-    """Height and width in pixels; pictures are centre-cropped to a square and resized."""
+    """Height and width in pixels. Pictures are cropped to the largest centred square and resized."""
     channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour; the source's own where left open, and colour for `hub` and `folder`."""
+    """1 for grey, 3 for colour. If unset: colour for `hub` and `folder`, for other sources what their pictures are."""
     skip_bad: bool = False
-    """Leave out pictures that cannot be decoded, and say how many, instead of refusing them."""
+    """Leave out pictures that cannot be decoded, and say how many. By default one such picture stops the command."""
     cache: str | None = field(default=None, metadata=_PATH)
-    """Folder of the prepared images; distgan's part of the user's cache folder where left open."""
+    """Folder for the prepared images. If unset, a folder in the user's cache."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     placement: Literal["auto", "device", "host"] = "auto"
-    """Where the images live: in device memory, in host memory, or the first where it fits. Changes no batch."""
+    """Where the images are kept: in the device's memory, in the host's, or (auto) on the device if they fit. Changes no
+    batch."""
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
@@ -145,24 +147,24 @@ class ModelConfig:
     architecture: str = "dcgan"
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
-    """Channels next to the image. They double with each halving of the resolution, but for resnet at 32x32, where all
-    stages have as many: where 256 is right at 32x32, take 64 from 64x64 on."""
+    """Channels at full image resolution. They double whenever the resolution halves. resnet at 32x32 keeps them
+    constant, so a width of 256 there corresponds to 64 at 64x64 and above."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
-    """The same of the discriminator alone; `width` where left open."""
+    """Width of the discriminator. If unset, `width`."""
     d_norm: Literal["batch", "spectral", "none"] | None = None
-    """What normalises the discriminator: batch norm; spectral norm of every weight, one power iteration per update; or
-    nothing. Left open: the architecture's own, batch norm for dcgan and nothing for resnet. resnet's sums its last
-    features over the image with spectral norm, as SNGAN's, and takes their mean without, as WGAN-GP's."""
+    """Normalisation of the discriminator: batch norm; spectral norm of every weight, with one power iteration per
+    update; or none. If unset: batch norm for dcgan, none for resnet. resnet sums its last features over the image with
+    spectral norm, as SNGAN does, and takes their mean without, as WGAN-GP does."""
     conditional: bool = False
-    """Give the labels to both networks: class-conditional batch norm in the generator, projection in the
-    discriminator. On few images of each class it may cost variety."""
+    """Give the class labels to both networks: class-conditional batch norm in the generator, projection in the
+    discriminator. With few images per class this may reduce variety."""
     init: Literal["paper", "orthogonal"] = "paper"
-    """Starting weights: the architecture's paper's, or orthogonal matrices."""
+    """Starting weights: as in the architecture's paper, or orthogonal matrices."""
     sync_batchnorm: bool = True
-    """Take batch norm's statistics over the images of all ranks. If false each rank normalises by its own share, which
-    makes results depend on the number of ranks; rank zero's running statistics are then what is saved and exported."""
+    """Take batch norm's statistics over the images of all processes. If false, each process normalises by its own
+    share; results then depend on the number of processes, and rank zero's running statistics are saved and exported."""
 
     def __post_init__(self) -> None:
         _at_least("model.width", self.width, 1)
@@ -181,15 +183,15 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PenaltyConfig:
-    """What is added to the discriminator's loss for the sake of its gradient with respect to images."""
+    """A penalty on the gradient of the discriminator with respect to images, added to its loss."""
 
     name: str | None = None
-    """Names in `distgan.penalties.PENALTIES`, with commas between them: wgan_gp, r1, r2; nothing where left open."""
+    """Names in `distgan.penalties.PENALTIES`, separated by commas: wgan_gp, r1, r2. Default: none."""
     weight: float | None = None
-    """What each is multiplied by: WGAN-GP's lambda, or R1's and R2's gamma, half of which multiplies the squared norm;
-    10 where left open."""
+    """Weight of each penalty: WGAN-GP's lambda, or the gamma of R1 and R2, half of which multiplies the squared norm.
+    If unset, 10."""
     every: int = 1
-    """Compute it at every n-th update of the discriminator alone, n times as heavy."""
+    """Compute the penalty only at every n-th update of the discriminator, with n times the weight."""
 
     def __post_init__(self) -> None:
         if self.weight is not None:
@@ -206,39 +208,39 @@ class PenaltyConfig:
 
     @property
     def names(self) -> list[str]:
-        """The penalties, one by one."""
+        """Lists the names in the order given."""
         return _named(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Differentiable augmentation of what the discriminator sees, real and fake, in both steps: DiffAugment."""
+    """DiffAugment: differentiable augmentation of all images that the discriminator sees."""
 
     policy: str | None = None
-    """Names in `distgan.augment.AUGMENTATIONS`, with commas between them, in the order in which they are done: color,
-    translation, cutout; nothing where left open."""
+    """Names in `distgan.augment.AUGMENTATIONS`, separated by commas, in the order in which they are applied: color,
+    translation, cutout. Default: none."""
 
     def __post_init__(self) -> None:
         _each_once("augment.policy", self.names)
 
     @property
     def names(self) -> list[str]:
-        """The augmentations, one by one."""
+        """Lists the names in the order given."""
         return _named(self.policy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Adam, one for each network, with the same settings."""
+    """Adam, one for each network, both with these settings."""
 
     lr: float = 2e-4
     """Learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on: constant, or to 0 at `train.steps` in a line or along a cosine."""
+    """The learning rate over time: constant, or down to 0 at `train.steps`, linearly or along a cosine."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates of the first and second moment, such as [0.5,0.999]."""
     clip_weights: float | None = None
-    """Keep every weight of the discriminator within plus and minus this: WGAN's constraint, after each update."""
+    """Clip every weight of the discriminator to plus and minus this after each of its updates: WGAN's constraint."""
 
     def __post_init__(self) -> None:
         _positive("optim.lr", self.lr)
@@ -250,12 +252,13 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EmaConfig:
-    """The averaged generator: an exponential moving average of the weights, which is what is sampled and exported."""
+    """The averaged generator, an exponential moving average of the weights. It is what is sampled and exported."""
 
     half_life: float = 10_000
-    """Images (real ones seen by the discriminator) after which a weight's share has halved; 0 averages nothing."""
+    """After this many real images seen by the discriminator, a past weight's share in the average has halved. 0
+    switches averaging off."""
     ramp: float = 0.05
-    """Early on the half-life is this share of the images seen so far, until it is reached."""
+    """Early on, the half-life is this share of the images seen so far, until that reaches `half_life`."""
 
     def __post_init__(self) -> None:
         _non_negative("ema.half_life", self.half_life)
@@ -269,19 +272,19 @@ class TrainConfig:
     steps: int = 10_000
     """Generator updates."""
     batch_size: int = 128
-    """Images of one update over all processes together."""
+    """Images per update, over all processes together."""
     d_steps: int = 1
-    """Discriminator updates before each generator update, each on fresh images."""
+    """Discriminator updates per generator update, each on new images."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the networks; weights and losses stay in fp32. bf16 is the mixed precision we advise."""
+    """Arithmetic of the networks. Weights and losses stay in fp32. For mixed precision we advise bf16."""
     max_batch_per_device: int | None = None
-    """Where a rank's share of a batch is larger, accumulate gradients over equal parts of at most this many images: the
-    same update from less memory, for one more forward pass of the generator. Not with batch norm, which every generator
-    of distgan's own has."""
+    """If a process's share of a batch is larger than this, accumulate gradients over equal parts of at most this many
+    images: the same update in less memory, at the cost of one more forward pass of the generator. Refused with batch
+    norm, which all of distgan's own generators have."""
     init_from: str | None = field(default=None, metadata=_PATH)
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
-    """On CUDA: only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
+    """On CUDA, use only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 
     def __post_init__(self) -> None:
         _expand_paths("train", self)
@@ -297,16 +300,16 @@ class CheckpointConfig:
     """When to save, what to keep."""
 
     every: int = 1000
-    """Save every so many steps; also at the end, at `run.stop_at` and on a stop signal."""
+    """Steps between checkpoints. The run also saves at its end, at `run.stop_at` and on a stop signal."""
     every_minutes: float | None = None
-    """Save, too, when so many minutes have passed since the last time."""
+    """Save also when this many minutes have passed since the last checkpoint."""
     on_error: Literal["retry", "stop"] = "retry"
-    """When the disk is full or fails while something is recorded: say so, train on and try again at the next log point;
-    or stop. Whatever was saved before is kept, and the end of a run that could not be saved is an error either way."""
+    """What to do when the disk is full or fails. `retry`: say so, train on and try again at the next log point. `stop`:
+    end the run. What was saved before is kept. If the end of a run cannot be saved, it is an error either way."""
     keep_last: int = 3
-    """Keep so many of the newest checkpoints."""
+    """How many of the newest checkpoints to keep."""
     keep_every: int | None = None
-    """Besides those, keep for good each checkpoint whose step is a multiple of this."""
+    """Also keep each checkpoint whose step is a multiple of this."""
 
     def __post_init__(self) -> None:
         _at_least("checkpoint.every", self.every, 1)
@@ -325,14 +328,15 @@ class TrackConfig:
     """What is recorded on the way."""
 
     to: Literal["wandb", "none"] = "wandb"
-    """`wandb` (offline where there is no key), or `none`; metrics.jsonl and samples/ are written in any case."""
+    """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
     project: str = "distgan"
-    """wandb project, whatever WANDB_PROJECT says. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off."""
+    """wandb project; it takes precedence over WANDB_PROJECT. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb
+    off."""
     log_every: int = 100
-    """Write the metrics every so many steps, each averaged over these steps."""
+    """Steps between lines of metrics. Each metric is averaged over these steps."""
     sample_every: int = 1000
-    """Draw the grid of fixed latents from the averaged generator every so many steps. With labels it has a row of each
-    class, of the first 32."""
+    """Steps between sample grids, which the averaged generator draws from fixed latents. With labels, a grid has one
+    row for each of the first 32 classes."""
 
     def __post_init__(self) -> None:
         refused = sorted(_REFUSED_BY_WANDB & set(self.project))
@@ -348,23 +352,24 @@ class TrackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """How good the averaged generator is, measured on the way. Whatever is set here changes no update."""
+    """Evaluations of the averaged generator during training. No setting here changes an update."""
 
     every: int | None = None
-    """Evaluate every so many steps, and at the end; not at all where left open. The best checkpoint is kept."""
+    """Steps between evaluations; there is also one at the end. If unset, none. The best checkpoint is kept."""
     extractor: Literal["inception", "classifier"] = "inception"
-    """Whose features are compared: `inception`, whose weights are fetched once, for FID as it is published; or
-    `classifier`, a small network trained on the labels of the training images, which needs no download."""
+    """The network whose features are compared. `inception`: for FID as published; its weights are downloaded once.
+    `classifier`: a small network that is trained on the labels of the training images; needs no download."""
     extractor_weights: str | None = field(default=None, metadata=_PATH)
-    """File of the extractor's weights instead of its own: safetensors, or torch-fidelity's for Inception."""
+    """File with the extractor's weights: safetensors, or torch-fidelity's file for Inception. If unset, they are
+    downloaded or trained."""
     metrics: str | None = None
-    """Names with commas between them. Of inception: fid,is,kid,prdc; of classifier:
-    fd_classifier,is_classifier,kd_classifier,prdc. The first one says which checkpoint is best. Left open: the first of
-    these and prdc."""
+    """Names separated by commas. inception has fid,is,kid,prdc; classifier has
+    fd_classifier,is_classifier,kd_classifier,prdc. The first one given decides which checkpoint is best. If unset: the
+    extractor's first, and prdc."""
     num: int = 10_000
-    """Images to draw."""
+    """How many images to draw."""
     reference: str = field(default="train", metadata=_PATH)
-    """Real images to compare with: `train`, those trained on; `test`, the source's test split; or a folder of pictures
+    """Real images to compare with. `train`: those trained on. `test`: the source's test split. Or a folder of pictures
     of the generator's size."""
 
     def __post_init__(self) -> None:
@@ -381,7 +386,7 @@ class EvalConfig:
 
     @property
     def measured(self) -> list[str]:
-        """The metrics, with what stands for none."""
+        """Lists the metrics' names, or the defaults if none are given."""
         return _named(self.metrics) or [EVAL_METRICS[self.extractor][0], "prdc"]
 
 
@@ -393,19 +398,20 @@ EVAL_METRICS = {
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What is done when the training collapses or diverges. It is judged at every log point and evaluation."""
+    """What happens when training collapses or diverges. The guard judges at every log point and evaluation."""
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
-    """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: go back to the last
-    good checkpoint and on from there with other draws and the winning network's learning rate lowered, or both where
-    scores are no probabilities. Numbers that are not finite end a run that may not roll back."""
+    """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: return to the newest regular
+    checkpoint from before the problem and go on with different random draws and half the learning rate for the winning
+    network, or for both if the loss's scores are not probabilities. Without `rollback`, NaN or inf ends the run."""
     patience: int = 5
-    """Log points in a row at which a trouble must be seen (two evaluations, where these show it), but for numbers that
-    are not finite."""
+    """How many log points in a row must show a problem before it counts (two evaluations, for problems seen only
+    there). NaN and inf count at once."""
     after: int = 50_000
-    """Images seen before anything else than numbers that are not finite is judged: every generator starts collapsed."""
+    """Until this many images have been seen, only NaN and inf are judged, because every generator starts out
+    collapsed."""
     rollbacks: int = 3
-    """How often a run may roll back; then it stops."""
+    """How often a run may roll back before it stops."""
 
     def __post_init__(self) -> None:
         _at_least("guard.patience", self.patience, 1)
@@ -448,12 +454,12 @@ class Config:
 
     @property
     def last_step(self) -> int:
-        """The step at which the run is complete."""
+        """Returns the step at which the run is complete."""
         return self.train.steps + self.run.extend
 
     @property
     def images_per_step(self) -> int:
-        """Real images that the discriminator sees per generator update: the unit of `images_seen` and of half-lives."""
+        """Counts the real images that D sees per generator update: the unit of `images_seen` and of half-lives."""
         return self.train.batch_size * self.train.d_steps
 
 
@@ -506,19 +512,19 @@ def load(path: Path) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as YAML."""
+    """Returns the resolved configuration as YAML."""
     return yaml.safe_dump(as_dict(config), sort_keys=False)
 
 
 def as_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """The configuration as nested dicts of plain values, one per group."""
+    """Returns the configuration as nested dicts of plain values, one per group."""
     groups = dataclasses.asdict(config)
     groups["optim"]["betas"] = list(config.optim.betas)
     return groups
 
 
 def mathematical_differences(saved: Config, new: Config) -> list[str]:
-    """What differs between two configurations and changes the mathematics, one line per key."""
+    """Lists what differs between two configurations and changes the mathematics, one line per key."""
     old, new_values = _flatten(as_dict(saved)), _flatten(as_dict(new))
     return [
         f"{key}: {old[key]} in the run, {new_values[key]} now"
@@ -528,19 +534,19 @@ def mathematical_differences(saved: Config, new: Config) -> list[str]:
 
 
 def common(config: Config) -> dict[str, Any]:
-    """What must be the same on every rank of a run, by dotted key: all but where a machine finds and keeps the data."""
+    """Returns, by dotted key, what must be the same on every rank: all but where a machine keeps its data."""
     values = _flatten(as_dict(config))
     return {key: value for key, value in values.items() if key not in ("data.path", "data.cache")}
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`did you mean "x"?` where something known is close, else the list of what is known."""
+    """Returns `did you mean "x"?` if a known word is close, otherwise the list of known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}."
 
 
 def unknown_name(key: str, name: str, known: Sequence[str]) -> str:
-    """A sentence about one of the names that a key takes with commas between them."""
+    """Returns a sentence about an unknown name in a comma list."""
     several = (
         "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"); null is for none.'
     )
@@ -569,7 +575,7 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
 
 
 def _sentence(message: str) -> str:
-    """One sentence out of jsonargparse's own message (held by tests/test_cli.py)."""
+    """Makes one sentence of jsonargparse's own message (held by tests/test_cli.py)."""
     if match := re.match(r"unrecognized arguments: (.+)", message):
         word = match[1].split()[0]
         if not word.startswith("--"):

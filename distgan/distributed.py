@@ -1,6 +1,6 @@
 """Ranks: the only place that configures Accelerate, and all that processes must agree on.
 
-Training data never passes through here but for DDP's gradients, which Accelerate's wrappers reduce. What rank zero
+Training data never passes through here, except DDP's gradients, which Accelerate's wrappers reduce. What rank zero
 decides or does alone goes through `on_rank_zero`, over a group of its own. Groups wait with endless patience: nothing
 that one rank is slow at makes the others time out; the watchdog notices who is lost.
 """
@@ -103,7 +103,7 @@ def check(train: TrainConfig) -> None:
 
 
 def check_launcher() -> None:
-    """The same for what trains nothing: whatever precision the launcher asks for will do.
+    """Checks the launcher for verbs that do not train; any precision it asks for is accepted.
 
     Raises:
         ValueError: one sentence that says what to change.
@@ -136,18 +136,18 @@ def check_gpus() -> None:
 
 
 def nvidia_devices() -> int:
-    """How many GPUs the kernel knows, whether torch can use them or not."""
+    """Counts the GPUs that the kernel knows, whether torch can use them or not."""
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
 def versions() -> dict[str, str]:
-    """Of what computes; ranks with different ones would train apart, and are refused."""
+    """Returns the versions of what computes; ranks with different ones would drift apart, and are refused."""
     packages = {"distgan": __version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
     return {**packages, "numpy": np.__version__, "Python": platform.python_version()}
 
 
 def pieces(train: TrainConfig) -> int:
-    """Into how many equal parts a rank's share of a batch is cut, for `train.max_batch_per_device`."""
+    """Returns the number of equal parts of a rank's share of a batch, for `train.max_batch_per_device`."""
     share = train.batch_size // launched_ranks()[1]
     most = train.max_batch_per_device or share
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
@@ -204,7 +204,7 @@ class Ranks:
     """The one Accelerator, once joined."""
 
     def __init__(self, *, timeout: float) -> None:
-        """Args: `run.timeout`, in seconds."""
+        """Reads rank and world from the launcher. `timeout` is `run.timeout`, in seconds."""
         self.rank, self.world = launched_ranks()
         self.watchdog: Watchdog | None = None
         self._timeout = timeout
@@ -250,7 +250,7 @@ class Ranks:
                 dist.destroy_process_group()
 
     def alone(self) -> AbstractContextManager[None]:
-        """Around what a rank does by itself, however long, as preparing its machine's images."""
+        """Wraps what a rank does by itself, however long it takes, such as preparing its machine's images."""
         return nullcontext() if self.watchdog is None else self.watchdog.alone()
 
     def join(self, train: TrainConfig, *, tracker: str, tf32: bool = True) -> None:
@@ -309,11 +309,11 @@ class Ranks:
         return [slice(start, start + step) for start in range(first, first + size, step)]
 
     def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one piece: only with the last do gradients cross the wire, all at once."""
+        """Wraps forward and backward of one piece: only the last piece sends gradients over the wire, all at once."""
         return nullcontext() if last else self.accelerator.no_sync(network)
 
     def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
-        """The network without the autocast that Accelerate wraps around its forward, and so without half the digits."""
+        """Returns the network without the autocast that Accelerate wraps around its forward pass."""
 
         def run(*inputs: Any) -> Tensor:
             wrapped = vars(network).pop("forward", None)  # over the class's own
@@ -348,7 +348,7 @@ class Ranks:
                 )
 
     def told_once(self, error: Exception) -> BaseException:
-        """An error that every rank raises and rank zero tells."""
+        """Marks an error that every rank raises, so that only rank zero reports it."""
         self._together = error if self.rank == 0 else spoken_for(error)
         return self._together
 
@@ -457,7 +457,7 @@ class Requests:
         self._previous: dict[int, Any] = {}
 
     def listen(self, *numbers: int) -> None:
-        """From now on these signals are requests to stop; but a hangup under `nohup` stays ignored."""
+        """Makes these signals requests to stop from now on; under `nohup` a hangup stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread alone, and lets no other one take them
         for number in numbers:
@@ -466,7 +466,7 @@ class Requests:
                 signal.signal(number, self._receive)
 
     def unlisten(self, *numbers: int) -> None:
-        """From now on these signals do what they did before."""
+        """Gives these signals back the meaning they had before."""
         for number in numbers:
             if (previous := self._previous.pop(number, None)) is not None:  # None: not Python's to give back
                 signal.signal(number, previous)
@@ -506,12 +506,12 @@ def settle_gradient_buckets(passes: Callable[[], None]) -> None:
 
 
 def use_cpu() -> bool:
-    """Whether to train on the CPU: the launcher says so, or there is no GPU."""
+    """Decides whether to train on the CPU: if the launcher says so, or if there is no GPU."""
     return asked_for_cpu() or not torch.cuda.is_available()
 
 
 def asked_for_cpu() -> bool:
-    """Whether the launcher asks for the CPU."""
+    """Tells whether the launcher asks for the CPU."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 

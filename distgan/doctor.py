@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def facts_here(rank: int) -> dict[str, Any]:
-    """What this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
+    """Collects what this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
     refused = _refused(distributed.check_launcher) or _refused(distributed.check_gpus)
     use_cpu = distributed.use_cpu()
     cache = cache_folder(DataConfig())
@@ -134,7 +134,7 @@ def facts_here(rank: int) -> dict[str, Any]:
 
 
 def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
-    """What to know and to change, the weightiest first, given the facts of all ranks in their order."""
+    """Says what to know and to change, the most important first, given the facts of all ranks in their order."""
     found: dict[tuple[Weight, str], list[int]] = defaultdict(list)
     first = everyone[0]
     for facts in everyone:
@@ -308,7 +308,7 @@ def _refused(check: Callable[[], None]) -> str | None:
 
 
 def _fault(folder: Path, *, make: bool) -> str | None:
-    """Why a folder cannot be written, tried with a file that is gone again."""
+    """Says why a folder cannot be written, after trying with a file that is removed again."""
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)
@@ -319,7 +319,7 @@ def _fault(folder: Path, *, make: bool) -> str | None:
 
 
 def _free(folder: str | Path) -> int:
-    """Bytes; 0 where there is no such folder."""
+    """Returns the free bytes; 0 if there is no such folder."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

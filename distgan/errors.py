@@ -38,7 +38,7 @@ def spoken_for(error: BaseException) -> BaseException:
 
 
 def is_spoken_for(error: BaseException) -> bool:
-    """Whether another rank tells this error."""
+    """Tells whether another rank reports this error."""
     return _TOLD in getattr(error, "__notes__", ())
 
 

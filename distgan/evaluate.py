@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
-    """What the command line says, else the recipe, else the defaults."""
+    """Takes settings from the command line, then the recipe, then the defaults."""
     said = recipe.eval if recipe is not None else EvalConfig()
     extractor = arguments.extractor or said.extractor
     known = EVAL_METRICS[extractor]
@@ -97,7 +97,7 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
 
 
 def _data(found: Trained, config: EvalConfig) -> DataConfig:
-    """Where the real images come from."""
+    """Finds where the real images come from."""
     if found.recipe is not None:
         return found.recipe.data
     if config.reference in ("train", "test"):
@@ -111,7 +111,7 @@ def _data(found: Trained, config: EvalConfig) -> DataConfig:
 
 
 def _show(run: str, step: int, measured: Measured, evaluation: Evaluation) -> None:
-    """For the user: numbers, what real images score, and the protocol."""
+    """Prints the numbers, what real images score, and the protocol."""
     print(f"{run}, step {step}")
     for name, value in measured.numbers.items():
         floor = (evaluation.floor or {}).get(name)

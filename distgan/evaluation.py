@@ -46,7 +46,7 @@ class Measured(NamedTuple):
     """All that another number must share to be compared with these."""
 
     def report(self, generator: str, step: int, floor: dict[str, float] | None) -> dict[str, Any]:
-        """What is written to a file: the numbers, what real images score, and the protocol."""
+        """Returns what is written to a file: the numbers, what real images score, and the protocol."""
         return {
             "generator": generator,
             "step": step,
@@ -89,12 +89,12 @@ class Evaluation:
 
     @property
     def fingerprint(self) -> str:
-        """Of the real images."""
+        """Returns the fingerprint of the real images."""
         return self._real.images.fingerprint
 
     @property
     def weights(self) -> Weights:
-        """The extractor's; on ranks other than zero once joined."""
+        """Returns the extractor's weights; after `join` also on ranks other than zero."""
         assert self._weights is not None
         return self._weights
 
@@ -133,7 +133,7 @@ class Evaluation:
         return self._ranks.on_rank_zero(score)
 
     def _numbers(self, real: "_LookedAt", fake: "_LookedAt") -> dict[str, float]:
-        """On rank zero: every number that is asked for."""
+        """Computes, on rank zero, every number that is asked for."""
         device = self._ranks.accelerator.device
         distance, score, _, _ = EVAL_METRICS[self._config.extractor]
         numbers: dict[str, float] = {}
@@ -211,7 +211,7 @@ class Evaluation:
         return scores
 
     def _find_other(self) -> "_Real | None":
-        """The split that is not the reference, if the source has it here."""
+        """Finds the split that is not the reference, if the source has it here."""
         other = {"train": "test", "test": "train"}.get(self._config.reference)
         try:
             return _find(other, self._data, self._shape) if other is not None else None
@@ -308,7 +308,7 @@ class _Real:
 
 
 def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
-    """The real images that `eval.reference` names."""
+    """Finds the real images that `eval.reference` names."""
     if reference == "train":
         return _Real(f"split {images.split} of {images.source}", data.load(images))
     if reference == "test":

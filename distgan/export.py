@@ -64,7 +64,7 @@ def export(run: str, to: Path) -> None:
 
 
 def card(config: Config, found: Trained) -> str:
-    """The model card, Markdown with the hub's metadata at its top."""
+    """Returns the model card: Markdown with the hub's metadata at its top."""
     generator, step = found.generator, found.step
     data = config.data
     where = f" ({data.id or data.path})" if data.id or data.path else ""
@@ -121,7 +121,7 @@ of them. It knows no other subject and no other size. What may be done with the 
 
 
 def _metrics(evaluation: dict[str, Any] | None) -> str:
-    """The numbers, and how they were measured: without that they cannot be compared with any others."""
+    """Returns the numbers and how they were measured: without that they cannot be compared with others."""
     if evaluation is None:
         return "None measured."
     floor = evaluation["floor"] or {}

@@ -52,7 +52,7 @@ def find(config: EvalConfig, images: DataConfig, shape: Shape, *, own: Path | No
 
 
 def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
-    """The extractor, on the CPU.
+    """Returns the extractor, on the CPU.
 
     Raises:
         ValueError: the weights are another network's.
@@ -66,7 +66,7 @@ def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
 
 
 def _trained(images: DataConfig) -> tuple[Path, float]:
-    """The classifier of these images, out of the cache or trained now, and its accuracy."""
+    """Returns the classifier of these images, from the cache or trained now, and its accuracy."""
     found = data.load(images)
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         strays = data.find(images).strays if images.source == "folder" else ""

@@ -95,7 +95,13 @@ class Guard:
     """Judges a run at its log points."""
 
     def __init__(self, config: GuardConfig, *, probability: bool = True, start: int = 0) -> None:
-        """Args: the bounds of its patience; whether scores are probabilities; the step from which on it judges."""
+        """Begins with no sign seen.
+
+        Args:
+            config: how patient the guard is.
+            probability: whether the loss's scores are probabilities.
+            start: the step from which on it judges.
+        """
         self._config, self._probability = config, probability
         # By sign: how often in a row it was seen, the last step without it, and whether it was told.
         self._streaks: dict[str, tuple[int, int, bool]] = {}
@@ -104,7 +110,7 @@ class Guard:
     def judge(
         self, step: int, numbers: Mapping[str, float], *, images_seen: int, not_finite: str | None
     ) -> list[Trouble]:
-        """The troubles that came up now. Each is told once, until its sign has been gone.
+        """Returns the troubles that came up now. Each is told once, until its sign has been gone.
 
         Args:
             step: of this log point.
@@ -135,23 +141,23 @@ class Guard:
         return found
 
     def _winners(self, numbers: Mapping[str, float]) -> tuple[Network, ...]:
-        """Which network is ahead by the discriminator's verdicts; both where neither is clearly."""
+        """Returns the network that is ahead by the discriminator's verdicts; both if neither clearly is."""
         ahead = numbers["score/real"] - numbers["score/fake_before"]
         if not self._probability or 0 <= ahead <= 0.5:
             return _BOTH
         return ("discriminator",) if ahead > 0 else ("generator",)
 
     def not_finite(self, step: int, what: str) -> Trouble:
-        """What is wrong where something is no number any more; no checkpoint has such a thing."""
+        """Says what is wrong when a number is NaN or inf; no checkpoint holds such a number."""
         return Trouble(f"{what} is no longer finite", step, _BOTH, not_finite=True)
 
     @property
     def starts(self) -> set[int]:
-        """The steps that a trouble which comes up next may have begun after."""
+        """Returns the steps after which a trouble that comes up next may have begun."""
         return {*self._judged.values(), *(since for _, since, _ in self._streaks.values())}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps of it."""
         asked = {"on_trouble": self._config.on_trouble, "rollbacks": self._config.rollbacks}
         return {**asked, "streaks": dict(self._streaks), "judged": dict(self._judged)}
 
@@ -180,14 +186,20 @@ class Watch:
     def __init__(
         self, generator: Generator, discriminator: nn.Module, *, real: Watched, unseen: Watched | None, seed: int
     ) -> None:
-        """Args: both networks; training images, and others of the same kind; the samples' seed."""
+        """Measures the real images once.
+
+        Args:
+            generator, discriminator: the averaged generator and the network that is trained.
+            real, unseen: training images, and images of the same kind that nobody trains on.
+            seed: of the samples.
+        """
         self._generator, self._discriminator, self._seed = generator, discriminator, seed
         self._real, self._unseen = real, unseen
         self._variance = _variance(map(_scaled, torch.split(real.pixels, CHUNK)))
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
-        """Spread of samples in pixels, and where there are unseen images how far D takes them for fakes.
+        """Measures the spread of samples in pixels and, given unseen images, how far D takes these for fakes.
 
         `guard/spread`: root mean square distance of pairs of samples over that of pairs of real images. `guard/memory`:
         (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020, "Training GANs with
@@ -206,7 +218,7 @@ class Watch:
         return numbers
 
     def _logit(self, images: Watched) -> float:
-        """The mean of D's logits, over parts of the size that it is trained on or less."""
+        """Returns the mean of D's logits, over parts no larger than those it is trained on."""
         like, total = next(self._discriminator.parameters()), 0.0
         for part in torch.split(torch.arange(len(images.pixels)), CHUNK):
             y = images.labels[part].to(like.device) if images.labels is not None else None
@@ -215,7 +227,7 @@ class Watch:
 
 
 def _scaled(images: Tensor) -> Tensor:
-    """uint8 as the networks see them, in [-1, 1]."""
+    """Scales uint8 images to [-1, 1], as the networks see them."""
     return images.double() / 127.5 - 1
 
 
@@ -223,7 +235,7 @@ _BOTH: tuple[Network, ...] = ("generator", "discriminator")
 
 
 def _variance(parts: Iterable[Tensor]) -> float:
-    """Half the mean square distance of pairs of images, which come in parts, double (N, C, H, W)."""
+    """Returns half the mean square distance between images, which come in parts, double (N, C, H, W)."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)

@@ -108,7 +108,7 @@ class Housekeeping:
         return self._step
 
     def _take_up_judgements(self, found: Path, state: dict[str, Any], *, rolled_back: int) -> None:
-        """Those of a checkpoint; the guard judges a new attempt from its start."""
+        """Restores the guard's and the evaluations' state from a checkpoint. After a rollback the guard starts anew."""
         attempt = state.get("attempt", 0)
         if attempt > rolled_back:
             raise ValueError(
@@ -126,7 +126,7 @@ class Housekeeping:
             self._standing.best = None  # it was not kept, when another took its place
 
     def _new_guard(self) -> Guard:
-        """One that judges from here on."""
+        """Returns a guard that judges from here on."""
         return Guard(self._config.guard, probability=self._probability, start=self._step)
 
     def _take_up_rollbacks(self, happened: list[dict[str, Any]]) -> None:
@@ -188,11 +188,11 @@ class Housekeeping:
         self._ranks.say(f"{how}: step {self._step} of {steps}\n{_where_things_lie(self._folder, self._standing.say())}")
 
     def done(self, step: int) -> bool:
-        """Whether this invocation ends here."""
+        """Tells whether this invocation ends here."""
         return self._stopped or self._trouble is not None or step >= self._until
 
     def keep(self, step: int) -> int:
-        """After each step: what is due at it. Returns the step to go on from, an earlier one after a rollback."""
+        """Does what is due after a step. Returns the step to go on from, an earlier one after a rollback."""
         track, self._step = self._config.track, step
         self._ranks.moved(step)
         end = step == self._config.last_step
@@ -255,7 +255,7 @@ class Housekeeping:
         return measured
 
     def _not_finite(self) -> str | None:
-        """What a checkpoint would hold and is not finite, if anything; waits for the device.
+        """Says what a checkpoint would hold that is NaN or inf, if anything; waits for the device.
 
         A bad gradient shows in the weights, or in Adam's moments.
         """
@@ -331,7 +331,7 @@ class Housekeeping:
             raise NotSavedError(f"{self._folder.path} cannot be written ({error.strerror}).") from error
 
     def _save_is_due(self, log: bool) -> bool:
-        """On rank zero: whether minutes have passed, or a save that failed is to be tried again."""
+        """Tells, on rank zero, whether minutes have passed, or a save that failed is to be tried again."""
         if self._ranks.rank != 0 or self._asked:  # the others hear of it a step later
             return False
         minutes = self._config.checkpoint.every_minutes
@@ -395,7 +395,7 @@ class Housekeeping:
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
 
     def _finish_writing(self) -> None:
-        """Before leaving or going back: the checkpoint that is being written is written, or it is said why not."""
+        """Waits, before leaving or going back, until the checkpoint is written, or says why it could not be."""
         try:
             self._writing.finish()
         except (StoppedError, ValueError) as error:
@@ -440,7 +440,7 @@ def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config
 
 
 def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
-    """What differs between the images that a checkpoint tells of and others, as far as numbers and names say it."""
+    """Says how the images that a checkpoint tells of differ from others, as far as numbers and names show it."""
     if saved is None:  # by a version that kept neither
         return "which, its version of distgan did not note"
     said = []

@@ -28,13 +28,13 @@ class Loss(Protocol):
     """Whether its discriminator's logits have no bound to strive for, so that something must hold their slope."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """The discriminator's loss, a scalar."""
+        """Returns the discriminator's loss, a scalar."""
 
     def generator(self, fake_logits: Tensor, real_logits: Tensor | None) -> Tensor:
-        """The generator's loss, a scalar; `real_logits` are given exactly where the loss is paired."""
+        """Returns the generator's loss, a scalar; `real_logits` are given exactly if the loss is paired."""
 
     def score(self, logits: Tensor) -> Tensor:
-        """The mean verdict on these images, for the log, a scalar."""
+        """Returns the mean verdict on these images, for the log, a scalar."""
 
 
 class NonSaturating:
@@ -55,7 +55,7 @@ class NonSaturating:
         return softplus(-_wide(fake_logits)).mean()
 
     def score(self, logits: Tensor) -> Tensor:
-        """The mean of D(x), in [0, 1]."""
+        """Returns the mean of D(x), in [0, 1]."""
         return torch.sigmoid(_wide(logits)).mean()
 
 
@@ -67,7 +67,7 @@ class _ByLogits:
     critic = False
 
     def score(self, logits: Tensor) -> Tensor:
-        """The mean logit."""
+        """Returns the mean logit."""
         return _wide(logits).mean()
 
 
@@ -139,7 +139,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def build(name: str) -> Loss:
-    """The loss of that name.
+    """Returns the loss of that name.
 
     Raises:
         ValueError: there is none.
@@ -175,5 +175,5 @@ def check(loss: Loss, name: str, *, clip: float | None, held: bool) -> None:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32, whatever precision the network ran in."""
+    """Converts to at least float32, whatever precision the network ran in."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

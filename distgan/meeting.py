@@ -72,7 +72,7 @@ _MPI = (  # a rank, their number, and both of one machine, as told by Open MPI; 
 
 
 def adopt_mpirun() -> None:
-    """Where mpirun started several processes, makes them ranks, as torchrun would.
+    """Makes ranks, as torchrun would, of the processes that mpirun started.
 
     Raises:
         ValueError: they are on several machines and are not told where to meet, are not told where they are, or are
@@ -109,22 +109,22 @@ def adopt_mpirun() -> None:
 
 
 def under_mpirun() -> bool:
-    """Whether mpirun started this process or a launcher above it, be it as one of many or alone."""
+    """Tells whether mpirun started this process or a launcher above it, alone or with others."""
     return _of_mpirun() is not None
 
 
 def _of_mpirun() -> tuple[str, str, str, str] | None:
-    """What the mpirun that started this process, if one did, calls rank, ranks, and both of this machine."""
+    """Returns what mpirun calls rank, ranks, and both of this machine; None if no mpirun started this process."""
     return next((names for names in _MPI if all(map(_is_number, names))), None)
 
 
 def _is_number(name: str) -> bool:
-    """Whether a variable of the environment holds a number."""
+    """Tells whether an environment variable holds a number."""
     return os.environ.get(name, "").isdecimal()
 
 
 def _ancestor_without(name: str) -> int:
-    """The number of the process that gave a variable to this one, or to its parents; 0 where it cannot be seen."""
+    """Returns the number of the process that set a variable for this one or its parents; 0 if it cannot be seen."""
     for process in psutil.Process().parents():
         try:
             if name not in process.environ():
@@ -135,7 +135,7 @@ def _ancestor_without(name: str) -> int:
 
 
 def started_by() -> str:
-    """What made this process a rank, in the user's words."""
+    """Says what made this process a rank, in the user's words."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "accelerate launch or torchrun"
     if "WORLD_SIZE" not in os.environ:
@@ -144,7 +144,7 @@ def started_by() -> str:
 
 
 def adopt_srun() -> None:
-    """Where srun itself started several tasks, without a launcher on each node, makes them ranks, as torchrun would."""
+    """Makes ranks, as torchrun would, of the tasks that srun itself started without a launcher on each node."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks == 1 or "WORLD_SIZE" in os.environ:
         return
@@ -173,7 +173,7 @@ def adopt_srun() -> None:
 
 
 def interface_towards(address: str) -> str:
-    """The name of the network interface over which this machine sends to an address, or which has it."""
+    """Returns the name of the network interface that sends to an address, or that has it."""
     kind = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(kind, socket.SOCK_DGRAM) as sender:
         sender.connect((address, 9))  # sends nothing; the kernel chooses the way
@@ -185,12 +185,12 @@ def interface_towards(address: str) -> str:
 
 
 def node() -> str:
-    """Which of the launchers started this process."""
+    """Returns the number of the launcher, among all, that started this process."""
     return os.environ.get("GROUP_RANK", socket.gethostname())
 
 
 def speaks_for_node() -> bool:
-    """Whether this is the rank that says what each node's log is to hold once."""
+    """Tells whether this rank writes what each node's log is to hold once."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
@@ -220,7 +220,7 @@ def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any
 
 
 def _call(store: Store, world: int) -> None:
-    """On rank zero: names the ranks that are there, anew whenever they have changed; agreed once all answer to it."""
+    """Names, on rank zero, the ranks that are there, again whenever they have changed; done once all answer to it."""
     names = [f"here {rank}" for rank in range(world)]
     if not store.check(names):
         return
@@ -238,7 +238,7 @@ def _call(store: Store, world: int) -> None:
 
 
 def _missing(store: Store, rank: int, world: int, me: str, timeout: float) -> BaseException:
-    """Who did not come. What a rank of an earlier start left in the store stands still."""
+    """Says who did not come. What a rank of an earlier start left in the store no longer changes."""
     called = json.loads(store.get("called")) if store.check(["called"]) else None
     group = PrefixStore(called["name"], store) if called is not None else store
     keys = [f"waits {other}" for other in range(world)]
@@ -264,7 +264,7 @@ def _two(rank: int, one: str, other: str) -> ValueError:
 
 
 def _together() -> str:
-    """What to do, in the launcher's own words."""
+    """Says what to do, in the launcher's own words."""
     if (by := started_by()) in ("mpirun", "srun"):
         return f"start all ranks by one {by}"
     return (
@@ -278,6 +278,6 @@ def _is_loopback(address: str) -> bool:
 
 
 def _resolved() -> str:
-    """Rank zero's address, as this machine knows it."""
+    """Returns rank zero's address, as this machine knows it."""
     found = socket.getaddrinfo(os.environ["MASTER_ADDR"], None, type=socket.SOCK_DGRAM)
     return str(found[0][4][0]).split("%")[0]

@@ -42,7 +42,7 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
 
 
 def _replaced(key: str, text: str) -> str:
-    """The same, which may have a variable's `$` left in it."""
+    """Replaces `~` and variables; a variable's `$` may be left in the result."""
     parts: list[str] = []
     for part in text.split("/"):
         as_written = "/".join([*parts, part])
@@ -120,7 +120,7 @@ def _escaped(character: str) -> str:
 
 
 def _shown(character: str) -> bool:
-    """Whether standard output shows a character as itself."""
+    """Tells whether standard output shows a character as itself."""
     try:
         character.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

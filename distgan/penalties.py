@@ -52,7 +52,7 @@ class Penalty(Protocol):
     """What the loop asks of a penalty."""
 
     weight: float
-    """What it is multiplied by where `penalty.weight` is left open."""
+    """Its weight if `penalty.weight` is unset."""
     on_real: bool
     """Whether it differentiates `real_logits` with respect to `real`."""
     on_fake: bool
@@ -111,7 +111,11 @@ class Penalties:
     """The penalties of a run: which are due at an update, and with what weight."""
 
     def __init__(self, config: PenaltyConfig, *, mixed_precision: bool) -> None:
-        """Args: what is asked for; whether the logits that the loss takes come out of half the digits.
+        """Finds the penalties by name.
+
+        Args:
+            config: which penalties, how heavy, how often.
+            mixed_precision: whether the loss's logits are computed in bf16 or fp16.
 
         Raises:
             ValueError: a penalty is unknown.
@@ -134,7 +138,7 @@ class Penalties:
         self._every = config.every
 
     def at(self, update: int) -> "_Weighted":
-        """What is due at an update of the discriminator, counted over the whole run."""
+        """Returns what is due at an update of the discriminator, counted over the whole run."""
         return self._none if update % self._every else self._all
 
 
@@ -152,7 +156,7 @@ class _Weighted:
 
 
 def _squared_slope_at(given: Given, images: Tensor, logits: Tensor, which: str) -> Tensor:
-    """(N,), out of the loss's own graph where that leads to the images."""
+    """Returns the squared slope, (N,), from the loss's own graph if that leads to the images."""
     if not images.requires_grad:
         images = images.detach().requires_grad_(True)
         logits = given.critic(images, which)
@@ -160,6 +164,6 @@ def _squared_slope_at(given: Given, images: Tensor, logits: Tensor, which: str) 
 
 
 def _squared_slope(logits: Tensor, images: Tensor) -> Tensor:
-    """The squared norm of each logit's gradient with respect to its image, (N,), to be differentiated itself."""
+    """Returns the squared norm of each logit's gradient with respect to its image, (N,), differentiable itself."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum((1, 2, 3))

@@ -13,7 +13,7 @@ _TELL_EVERY = 30.0  # seconds between lines in a log
 
 
 def shown(items: Iterable[T], what: str, count: int, *, each: int = 1) -> Iterator[T]:
-    """The items, of which there are so many, each of them so many images."""
+    """Yields the items and shows progress; `count` is their number, `each` the images that one stands for."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, what, count, console=console, transient=True)

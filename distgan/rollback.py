@@ -15,7 +15,7 @@ _LOWERED = 0.5  # what becomes of the winning network's learning rate
 
 
 def happened(folder: RunFolder) -> list[dict[str, Any]]:
-    """The rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates.
+    """Returns the rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates.
 
     Raises:
         ValueError: the record is damaged.
@@ -119,7 +119,7 @@ def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str,
 
 
 def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
-    """The checkpoints that a rollback to before one of these steps needs: it, and the best as of it."""
+    """Returns the checkpoints that a rollback to before one of these steps needs: it, and the best as of it."""
     good = {newest_regular(folder, start, every=every) for start in starts} - {None}
     states = [checkpoint.read_state(folder.checkpoints / f"step_{step:08d}") for step in good]
     bests = [state["standing"]["best"] for state in states if "standing" in state]
@@ -127,13 +127,13 @@ def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
 
 
 def newest_regular(folder: RunFolder, until: int, *, every: int) -> int | None:
-    """The newest checkpoint up to a step that a run has whether it was stopped in between or not, or else any."""
+    """Returns the newest checkpoint up to a step that is a multiple of `every`, or else the newest of any kind."""
     steps = [step for step in checkpoint.steps(folder.checkpoints) if step <= until]
     return max([step for step in steps if step % every == 0] or steps, default=None)
 
 
 def _last_good(folder: RunFolder, since: int, *, every: int) -> Path | None:
-    """The checkpoint to go back to; the oldest, where the trouble is older than what is kept."""
+    """Returns the checkpoint to go back to; the oldest, if the trouble is older than what is kept."""
     root = folder.checkpoints
     step = newest_regular(folder, since, every=every)
     until = checkpoint.steps(root)[0] if step is None and checkpoint.steps(root) else step

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="distgan sample", description="Draw images from a trained generator.")
     parser.add_argument("run", help="folder of a run, or of an exported generator")
-    parser.add_argument("--num", type=int, help="number of images (default: 64; with --classes 8 of each)")
+    parser.add_argument("--num", type=int, help="number of images (default: 64; with --classes, 8 of each)")
     parser.add_argument(
         "--out",
         default="grid.png",
@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
     parser.add_argument(
         "--classes",
-        help="names or numbers of classes with commas between them, of a generator trained with labels: as many images "
-        "of each, in a row each of the picture. What is a name is not taken for a number",
+        help="names or numbers of classes, separated by commas, if the generator was trained with labels: --num images "
+        "of each, in a row of the picture each. A word that is a class's name is never read as a number",
     )
     arguments = paths.expand(parser.parse_args(argv), "run", "out")
     out = Path(arguments.out)
@@ -86,13 +86,13 @@ class _Drawn:
                 yield images[:count], labels[:count].tolist() if labels is not None else []
 
     def shown(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """The same, with a bar."""
+        """Yields the images and shows progress."""
         count = len(self.classes) * -(-self.num // CHUNK)
         return shown(self.chunks(), "drawing", count, each=min(CHUNK, self.num))
 
 
 def _form(given: str) -> Callable[[_Drawn, Path], None]:
-    """What writes the form that `--out` asks for.
+    """Returns what writes the form that `--out` asks for.
 
     Raises:
         ValueError: it is none of the three, its folder is not there, or it is a folder that is not empty.
@@ -142,7 +142,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
 
 
 def _in_file_names(classes: Sequence[str]) -> list[str]:
-    """The names of classes as they stand in file names, which are short; where that tells nothing, their labels."""
+    """Returns the names of classes for use in file names, short; their labels if names would not differ."""
     names = [
         re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).encode()[:100].decode(errors="ignore")
         for name in classes
@@ -184,7 +184,7 @@ def _whole(out: Path) -> Iterator[Path]:
 
 
 def _labels(text: str, generator: Generator) -> tuple[int, ...]:
-    """The labels of `--classes`. Names may have commas in them: the longest name that fits is taken.
+    """Returns the labels of `--classes`. Names may contain commas: the longest name that fits is taken.
 
     Raises:
         ValueError: one is neither the name nor the number of a class.

@@ -13,7 +13,7 @@ _CURVES: dict[str, Callable[[float], float]] = {
 
 
 def between(curve: str, start: float, end: float, at: float) -> float:
-    """The value on a curve from `start`, at 0, to `end`, at 1 and beyond; `constant` stays at the start."""
+    """Returns the value on a curve from `start`, at 0, to `end`, at 1 and beyond; `constant` stays at the start."""
     return start + (end - start) * _CURVES[curve](min(max(at, 0.0), 1.0))
 
 
@@ -24,17 +24,24 @@ class Rates:
     """What the schedule starts from, by the network's name; a rollback lowers it."""
 
     def __init__(self, optimizers: Mapping[str, Optimizer], *, lr: float, schedule: str, steps: int) -> None:
-        """Args: optimisers by the network's name; the base; `optim.schedule`; the step at which it has ended."""
+        """Begins at the base rate for both networks.
+
+        Args:
+            optimizers: by the network's name.
+            lr: the base rate.
+            schedule: `optim.schedule`.
+            steps: the step at which the schedule has ended.
+        """
         self.base = dict.fromkeys(optimizers, lr)
         self._optimizers, self._schedule, self._steps = optimizers, schedule, steps
 
     def set(self, step: int) -> None:
-        """Has the optimisers take the rates of the update that follows this step."""
+        """Gives the optimisers the rates of the update that follows this step."""
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = between(self._schedule, self.base[name], 0, step / self._steps)
 
     @property
     def now(self) -> dict[str, float]:
-        """The rates of the last update."""
+        """Returns the rates of the last update."""
         return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}

@@ -30,12 +30,12 @@ Seed = int | str | RunSeed
 
 
 def generator(seed: Seed, stream: str, *indices: int) -> np.random.Generator:
-    """A fresh generator for one purpose; streams and indices that differ in any way give independent draws."""
+    """Returns a fresh generator for one purpose; streams and indices that differ in any way give independent draws."""
     return np.random.Generator(np.random.Philox(key=_key(seed, stream, *indices)))
 
 
 def torch_generator(seed: int, stream: str, *indices: int) -> torch.Generator:
-    """The same for torch's initialisers. Only 32 bits of the key reach torch's CPU engine: not for draws by index."""
+    """Returns one for torch's initialisers. Torch's CPU engine takes 32 bits of the key: not for draws by index."""
     return torch.Generator().manual_seed(_key(seed, stream, *indices) & (2**63 - 1))
 
 
@@ -46,7 +46,7 @@ def latents(seed: Seed, stream: str, step: int, *, batch: int, dim: int, share: 
 
 
 def latents_by_index(seed: int, stream: str, first: int, count: int, *, dim: int) -> torch.Tensor:
-    """The latents of images first ... first + count - 1: (count, dim), each a function of its own index alone."""
+    """Draws the latents of images first ... first + count - 1: (count, dim), each a function of its own index alone."""
     rows = [generator(seed, stream, i).standard_normal(dim, dtype=np.float32) for i in range(first, first + count)]
     return torch.from_numpy(np.stack(rows)).to(torch.get_default_dtype())
 
@@ -65,7 +65,7 @@ def uniforms(seed: Seed, stream: str, step: int, *, batch: int, count: int, shar
 
 
 def order(seed: Seed, position: int, count: int, *, total: int) -> np.ndarray:
-    """Which images stand at position ... position + count - 1 of the endless shuffled sequence: (count,) int64.
+    """Returns the images at position ... position + count - 1 of the endless shuffled sequence: (count,) int64.
 
     Each epoch is a permutation of its own of all `total` images; a batch may straddle two epochs.
     """
@@ -78,7 +78,7 @@ def order(seed: Seed, position: int, count: int, *, total: int) -> np.ndarray:
 
 
 def flips(seed: Seed, step: int, *, batch: int) -> np.ndarray:
-    """Which images of a global batch are mirrored: (batch,) bool, each with probability 1/2."""
+    """Says which images of a global batch are mirrored: (batch,) bool, each with probability 1/2."""
     return generator(seed, "flip", step).random(batch) < 0.5
 
 
@@ -88,6 +88,6 @@ def _permutation(seed: str, epoch: int, total: int) -> np.ndarray:
 
 
 def _key(seed: Seed, stream: str, *indices: int) -> int:
-    """128 bits, as Philox takes them."""
+    """Returns 128 bits, as Philox takes them."""
     name = ":".join([str(seed), stream, *map(str, indices)])
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")

@@ -37,7 +37,7 @@ class Standing:
 
     @property
     def behind(self) -> float:
-        """How many times as bad as the best the last is: 1 at the best, or where there is nothing to tell by."""
+        """Returns how many times as bad as the best the last is: 1 if they are equal or there is nothing to compare."""
         if self.best is None or self.last is None:
             return 1.0
         best, last = (report["metrics"][self._metric] for report in (self.best, self.last))
@@ -47,7 +47,7 @@ class Standing:
         return best / last if self._metric in _HIGHER_IS_BETTER else last / best
 
     def say(self) -> str | None:
-        """For the user; None where nothing was evaluated."""
+        """Says it for the user; None if nothing was evaluated."""
         if self.best is None or self.last is None:
             return None
         best, last = (report["metrics"][self._metric] for report in (self.best, self.last))
@@ -57,7 +57,7 @@ class Standing:
         return f"{said}; the last, at step {self.last['step']}, is {last:.5g}, {self.behind:.2f} times as bad"
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns what a checkpoint keeps of it."""
         return {"metric": self._metric, "best": self.best, "last": self.last}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -79,7 +79,9 @@ def export_best(
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> bool:
-    """Has `generator-best/` be the one of that report; whether it could. For rank zero alone.
+    """Writes `generator-best/` to match the best report. Returns False if that step's weights no longer exist.
+
+    For rank zero alone.
 
     Args:
         folder: of the run.
@@ -101,7 +103,7 @@ def export_best(
 
 
 def bring_back_exports(folder: RunFolder, found: Path, standing: Standing, model: ModelConfig, shape: Shape) -> bool:
-    """Has both exported generators be a checkpoint's, whatever a kill or a rollback left; whether the best could.
+    """Restores both exported generators after a kill or a rollback. Returns False if the best one is lost.
 
     A best generator that a rollback gave up is put aside. For rank zero alone.
     """

@@ -41,7 +41,7 @@ class Meter:
         self._counts = [0.0] * len(names)
 
     def add(self, name: str, value: Tensor, pieces: int = 1) -> None:
-        """Adds this rank's mean, a scalar, without waiting for it; or that over one of so many pieces of its share."""
+        """Adds this rank's mean, a scalar, or that of one of `pieces` parts of its share, without waiting for it."""
         i = self._names.index(name)
         self._sums[i] += value.detach() / pieces
         self._counts[i] += 1 / pieces
@@ -187,7 +187,7 @@ class Tracker:
             self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
 
     def sync(self) -> None:
-        """Has the metrics so far on disk before a checkpoint says that they are. Raises OSError."""
+        """Brings the metrics so far to disk, before a checkpoint says that they are there. Raises OSError."""
         if self._metrics is not None:
             self._write(b"")
             os.fsync(self._metrics.fileno())
@@ -271,7 +271,7 @@ class Tracker:
 
 
 def offline_wandb_runs(folder: Path) -> list[Path]:
-    """The folders that wandb recorded offline under a run's folder, oldest first."""
+    """Lists the folders that wandb recorded offline under a run's folder, oldest first."""
     return sorted((folder / "wandb").glob("offline-run-*"))
 
 
@@ -285,7 +285,7 @@ def _progress(total: int, completed: int) -> Progress:
 
 
 def wandb_mode() -> str:
-    """`disabled` where WANDB_DISABLED says so, else the user's WANDB_MODE, else online exactly where there is a key.
+    """Returns `disabled` if WANDB_DISABLED says so, else the user's WANDB_MODE, else online if there is a key.
 
     wandb itself fails without one, unless asked, and does not know WANDB_DISABLED any more, which many scripts set.
     """

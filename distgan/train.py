@@ -285,7 +285,7 @@ def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
 
 
 def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
-    """How many images each class has.
+    """Counts the images of each class.
 
     Raises:
         ValueError: some images have no label, or there are no two classes.
@@ -308,7 +308,7 @@ def _class_counts(images: data.Images, source: DataConfig) -> tuple[int, ...]:
 
 
 def _unseen(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Watched | None:
-    """Some real images that nobody trains on, where the source has them, with labels if there are classes."""
+    """Returns some real images that nobody trains on, if the source has them, with labels if there are classes."""
     try:
         other = data.test_split(images)
     except ValueError:
@@ -324,14 +324,14 @@ def _unseen(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Wa
 
 
 def _watch(G: Generator, D: nn.Module, images: data.Images, unseen: Watched | None, config: Config) -> Watch:
-    """What the guard looks by: images from all over the data, not from its first class."""
+    """Returns what the guard looks by: images from all over the data, not from its first class."""
     some = torch.from_numpy(seeding.generator(0, "guard").permutation(len(images.pixels))[:WATCHED])
     labels = images.labels[some] if config.model.conditional and images.labels is not None else None
     return Watch(G, D, real=Watched(images.pixels[some], labels), unseen=unseen, seed=config.run.seed)
 
 
 def _newest_of(path: str) -> Path:
-    """The newest checkpoint of a run's folder, or the one that the path itself is."""
+    """Finds the newest checkpoint of a run's folder, or the one that the path itself is."""
     if Path(path).is_file():
         raise ValueError(
             f"train.init_from is {path}, a file: give the folder of a run or of a checkpoint; pickles are never loaded."

@@ -52,7 +52,7 @@ def find(path: str, *, raw: bool = False) -> Trained:
 
 
 def report_in(folder: Path) -> dict[str, Any] | None:
-    """What was measured of the generator in a folder, as `Measured.report` has it.
+    """Reads what was measured of the generator in a folder, as `Measured.report` has it.
 
     Raises:
         ValueError: it is something else.
@@ -69,7 +69,7 @@ def report_in(folder: Path) -> dict[str, Any] | None:
 
 
 def step_of(folder: Path) -> int | None:
-    """The step of the generator in a folder; None where there is none, or it is not whole."""
+    """Reads the step of the generator in a folder; None if there is none, or it is damaged."""
     try:
         return json.loads((folder / "config.json").read_text())["step"]
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError):

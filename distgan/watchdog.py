@@ -50,7 +50,14 @@ class Watchdog:
     """Watches over the ranks of a process group while it is open."""
 
     def __init__(self, store: Store, rank: int, world: int, *, nodes: int, timeout: float) -> None:
-        """Args: what all ranks reach; rank and their number; launchers; seconds in which a lost one ends the job."""
+        """Begins with no rank watched yet.
+
+        Args:
+            store: reached by all ranks.
+            rank, world: this rank, and how many there are.
+            nodes: how many launchers there are.
+            timeout: seconds after which a lost rank ends the job.
+        """
         self._rank, self._world, self._nodes, self._timeout = rank, world, nodes, timeout
         self._interval = min(2.0, timeout / 30)
         self._store = store.clone()  # a connection of its own: it is a thread's
@@ -145,7 +152,7 @@ class Watchdog:
             self._heard = time.monotonic()
 
     def _alarm(self) -> None:
-        """Beside the watch, which a store on a machine that hangs lets wait for ever."""
+        """Runs beside the watch, which may wait for ever on a store whose machine hangs."""
         deaf, heard = 0.0, self._heard
         while not self._ended.wait(self._interval):
             # Counted, not read off the clock: all ranks may have been suspended together, as Slurm does.
@@ -217,17 +224,17 @@ class Watchdog:
             self._failure = lost if self._is_elsewhere("failed") else spoken_for(lost)
 
     def _is_elsewhere(self, key: str) -> bool:
-        """Whether a rank of another node set a key, and this one is to say so in its own node's log."""
+        """Tells whether a rank of another node set a key, and this one reports it in its own node's log."""
         if not speaks_for_node() or not self._store.check([key]):
             return False
         return self._store.get(key).decode().split(" ", 1)[1] != node()
 
     def _is_told(self) -> bool:
-        """Whether a rank has said what it found. Raises where the store is gone."""
+        """Tells whether a rank has reported what it found. Raises if the store is gone."""
         return self._store.check(["told"])
 
     def _first(self, key: str) -> bool:
-        """Whether this rank is the first to set a key."""
+        """Tells whether this rank is the first to set a key."""
         mine = f"{self._rank} {node()}"
         try:
             return self._store.compare_set(key, "", mine).decode() == mine
@@ -264,7 +271,7 @@ def _these(ranks: list[int]) -> str:
 
 
 def _place(thread: int | None) -> str:
-    """The innermost line of distgan that a thread is in, and whether it waits for other ranks there."""
+    """Returns the innermost line of distgan that a thread is in, and whether it waits for other ranks there."""
     frame: FrameType | None = sys._current_frames().get(thread) if thread is not None else None
     stack = traceback.extract_stack(frame) if frame is not None else []
     ours = [line for line in stack if Path(line.filename).is_relative_to(_PACKAGE)]

@@ -7,7 +7,7 @@ from distgan import config as configuration
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan where --config RECIPE [--group.key=value ...]`: prints `run.dir`, after checking the recipe's keys."""
+    """Prints a recipe's `run.dir`, after checking its keys: `distgan where --config RECIPE [--group.key=value ...]`."""
     config, _ = configuration.parse(
         argv, prog="distgan where", description="Print run.dir of a recipe with its overrides, for scripts."
     )

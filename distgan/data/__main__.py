@@ -88,7 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:
-    """The data group of a recipe that would train on this."""
+    """Returns the data group of a recipe that would train on this."""
     options = {f.name: vars(arguments)[f.name] for f in dataclasses.fields(DataConfig) if f.name in vars(arguments)}
     what = arguments.what
     if what in _source_names():

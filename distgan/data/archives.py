@@ -60,7 +60,7 @@ def unzipped(file: Path) -> Tree:
 
 
 def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
-    """The name of an entry, with slashes between its parts. Raises ValueError where the entry may not be read."""
+    """Returns an entry's name, with slashes between its parts. Raises ValueError if the entry may not be read."""
     name = plain(entry.filename)
     if entry.filename.startswith(("/", "\\")) or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
         raise ValueError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")

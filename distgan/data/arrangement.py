@@ -216,7 +216,7 @@ def _without_leftovers(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _inside(names: Sequence[str], folder: str, goes_on: Callable[[str, str], bool]) -> str:
-    """The innermost folder around all names: a single sub-folder is stepped into as long as `goes_on(folder, it)`."""
+    """Returns the innermost folder around all names: steps into a single sub-folder while `goes_on(folder, it)`."""
     while len(tops := {_top(name, folder) for name in names}) == 1:
         (top,) = tops
         if top is None or not goes_on(folder, top):
@@ -226,7 +226,7 @@ def _inside(names: Sequence[str], folder: str, goes_on: Callable[[str, str], boo
 
 
 def _splits(pictures: Sequence[str], base: str) -> tuple[dict[str, list[str]], list[str]]:
-    """The pictures of each split, those for training first, and the pictures beside; nothing where these are none."""
+    """Returns the pictures of each split, training first, and those beside them; nothing if there are no splits."""
     by_top: dict[str | None, list[str]] = {}
     for name in pictures:
         by_top.setdefault(_top(name, base), []).append(name)
@@ -239,7 +239,7 @@ def _splits(pictures: Sequence[str], base: str) -> tuple[dict[str, list[str]], l
 
 
 def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
-    """The split that is meant: of this very name, else in other letters, else the only one of its kind.
+    """Finds the split that is meant: by this very name, then in other letter case, then as the only one of its kind.
 
     Raises:
         ValueError: there is none, or there are several.
@@ -306,7 +306,7 @@ def _strays(
     table: Mapping[str, int] | None,
     lacking: str,
 ) -> str:
-    """Which pictures have no label while there are labels, or class folders, for others; and why."""
+    """Finds the pictures that have no label although labels or class folders exist for others, and says why."""
     unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None]
     beside = [name for name in unlabelled if _top(name, under) is None]
     if table is not None:
@@ -323,7 +323,7 @@ def _strays(
 
 
 def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
-    """What StyleGAN's dataset.json says of names relative to it, {} where it gives no classes; None if it is not one.
+    """Reads the labels in StyleGAN's dataset.json, by name: {} if it has no classes, None if it is another file.
 
     Raises:
         ValueError: it is damaged, a label is no number from 0 on, or a picture has two.
@@ -363,13 +363,13 @@ def _is_pair(pair: Any) -> bool:
 
 
 def _kind(name: str) -> str | None:
-    """`train`, `validation` or `test` of a usual name of a split."""
+    """Returns `train`, `validation` or `test` for a usual name of a split."""
     match = _SPLIT.fullmatch(name)
     return match.lastgroup if match is not None else None
 
 
 def _top(name: str, under: str) -> str | None:
-    """The sub-folder of `under` that a file lies in; None where it lies in `under` itself."""
+    """Returns the sub-folder of `under` that a file lies in; None if it lies in `under` itself."""
     top, slash, _ = name.removeprefix(under).partition("/")
     return top if slash else None
 
@@ -387,7 +387,7 @@ def _folder(name: str) -> str:
 
 
 def _folders(name: str) -> Iterator[str]:
-    """Every folder that a file lies in, from the innermost to the outermost, which is ""."""
+    """Lists every folder that a file lies in, from the innermost to the outermost, which is ""."""
     while name:
         name = _folder(name)
         yield name

@@ -26,7 +26,18 @@ class Batches:
         shares: Sequence[slice],
         device: torch.device,
     ) -> None:
-        """Args: among others whether the networks take labels, which all images then have."""
+        """Puts the images where they are to live.
+
+        Args:
+            images: all training images.
+            data: where they are kept, and whether they are flipped.
+            labels: whether the networks take labels, which all images then have.
+            seed: of the order, flips, latents and augmentation.
+            batch_size: images per update, over all ranks.
+            d_steps: updates of the discriminator per step.
+            shares: this rank's pieces of a batch.
+            device: of the networks.
+        """
         self._pixels = images.pixels
         self._labels = images.labels if labels else None
         self._prefetch: ThreadPoolExecutor | None = None
@@ -67,7 +78,7 @@ class Batches:
         return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
 
     def _fetch(self, update: int, piece: int) -> "_Gathered":
-        """The same, gathered while the piece before was computed; and starts on the next."""
+        """Returns the piece that was gathered while the one before was computed, and starts on the next."""
         assert self._prefetch is not None
         seed = str(self._seed)  # a rollback makes what was gathered ahead of it useless
         waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, piece) else None
@@ -134,7 +145,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _placement(images: Images, data: DataConfig, device: torch.device) -> str:
-    """`device` or `host`, or on the CPU with `auto` neither: the map is indexed as it is."""
+    """Decides between `device` and `host`. On the CPU `auto` is neither: the stored file is indexed as it is."""
     if data.placement != "auto" or device.type != "cuda":
         return data.placement
     free, _ = torch.cuda.mem_get_info(device)

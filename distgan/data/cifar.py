@@ -102,7 +102,7 @@ def original(data: DataConfig) -> Source | None:
 
 
 def _place(path: Path) -> Path | None:
-    """The folder or archive of the binary version, if any.
+    """Finds the folder or archive of the binary version, if there is one.
 
     Raises:
         ValueError: there is only something else of the kind.
@@ -145,7 +145,7 @@ def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
 
 
 def _in_archive(path: Path) -> _Batches:
-    """The archive's files by their last names: where it would have them unpacked is nothing to us."""
+    """Returns the archive's files by the last part of their names: where it would unpack them does not matter."""
 
     found = _listed(path)
     wanted = {_NAMES, *_FILES["train"], *_FILES["test"]}
@@ -179,7 +179,7 @@ class _Limited:
 
 
 def _listed(path: Path) -> list[tarfile.TarInfo]:
-    """What an archive holds. Reads it to its end, where gzip keeps its checksum."""
+    """Lists what an archive holds. Reads it to its end, where gzip keeps its checksum."""
     with _explained(path):
         with path.open("rb") as stream:
             if stream.read(262).endswith(b"ustar"):

@@ -83,7 +83,7 @@ def converted(name: str) -> str:
 
 
 def _by_names(root: Path, found: Iterable[Path]) -> dict[str, Splits]:
-    """The configurations by the files' names: each is a folder."""
+    """Finds the configurations by the files' names: each is a folder."""
     placed = [(file, *_place(file.relative_to(root))) for file in found]
     named = any(split is not None for _, _, split in placed)
     configurations: dict[str, Splits] = {}
@@ -96,7 +96,7 @@ def _by_names(root: Path, found: Iterable[Path]) -> dict[str, Splits]:
 
 
 def _place(path: PurePath) -> tuple[str, str | None]:
-    """The configuration and the split of a file, by its path below the folder."""
+    """Returns the configuration and the split of a file, by its path below the folder."""
     above, folder = path.parent.parent.as_posix(), path.parent.name.removeprefix("partial-")  # the first 5 GB of one
     first = path.stem.partition("-")[0]
     words = re.split("[^a-z]+", path.stem.lower())
@@ -112,7 +112,7 @@ def _place(path: PurePath) -> tuple[str, str | None]:
 
 
 def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], str | None]:
-    """The configurations that README.md's header names and that have files here, and which is the default."""
+    """Returns the configurations that README.md's header names and that have files here, and which is the default."""
     configurations: dict[str, Splits] = {}
     default = None
     try:
@@ -128,7 +128,7 @@ def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], st
 
 
 def _entry(root: Path, found: Sequence[Path], entry: dict[str, Any]) -> Splits:
-    """The files of one of README.md's configurations."""
+    """Returns the files of one of README.md's configurations."""
     root = root / str(entry.get("data_dir") or ".").strip("/")
     patterns, inside = entry.get("data_files"), [file for file in found if file.is_relative_to(root)]
     if patterns is None:
@@ -142,7 +142,7 @@ def _entry(root: Path, found: Sequence[Path], entry: dict[str, Any]) -> Splits:
 
 
 def _header(root: Path) -> dict[str, Any]:
-    """What stands between the two `---` at the top of README.md, if anything."""
+    """Returns what stands between the two `---` at the top of README.md, if anything."""
     try:
         text = (root / "README.md").read_text(encoding="utf-8")
         between = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -153,7 +153,7 @@ def _header(root: Path) -> dict[str, Any]:
 
 
 def _matching(folder: Path, files: Iterable[Path], patterns: str | list[str]) -> tuple[Path, ...]:
-    """The files that one of the patterns names. They choose among what is here: none leads out of the folder."""
+    """Returns the files that match a pattern. Patterns choose among the files here: none leads out of the folder."""
     wanted = [patterns] if isinstance(patterns, str) else patterns
     wanted = [pattern.removeprefix("./").replace("**/", "*") for pattern in wanted]
     return tuple(file for file in files if any(fnmatch.fnmatch(str(file.relative_to(folder)), one) for one in wanted))

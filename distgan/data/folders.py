@@ -157,7 +157,7 @@ def _identity(folder: "Path | os.DirEntry[str]") -> tuple[int, int]:
 
 
 def _tree(root: Path) -> Tree:
-    """The files in a folder."""
+    """Lists the files in a folder."""
     walked = _walk(root)
 
     @contextlib.contextmanager
@@ -175,7 +175,7 @@ def _tree(root: Path) -> Tree:
 
 
 def _archive(file: Path) -> Tree:
-    """The files in a zip archive. Raises ValueError where the file is something else."""
+    """Lists the files in a zip archive. Raises ValueError if the file is something else."""
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
         place = file if file.name.endswith((".tar.gz", ".tgz")) else file.parent  # other sources take folders
         advice = of_another_source([file.name], str(place)) or (

@@ -94,7 +94,7 @@ def _opened(file: Path) -> Any:
 
 
 def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every n-th row of a file from the first on, with its number; reads no row group that holds none of them."""
+    """Yields every n-th row of a file from the first on, with its number; skips row groups that hold none of them."""
     names = [columns.image, *([columns.label] if columns.label else [])]
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
@@ -112,7 +112,7 @@ def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) ->
 
 
 def _features(opened: Any) -> Any:
-    """What the columns hold, by the metadata of `datasets` where the file has them, and by their types elsewhere."""
+    """Says what the columns hold: by the metadata of `datasets` if the file has them, otherwise by their types."""
     import datasets
     import pyarrow
 
@@ -124,7 +124,7 @@ def _features(opened: Any) -> Any:
 
 
 def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
-    """A way to look at the first rows of a column that hold something."""
+    """Returns a function that looks at the first rows of a column that hold something."""
 
     def read(column: str) -> list[Any]:
         batches = _batches(file, opened, batch_size=16, columns=[column])
@@ -134,7 +134,7 @@ def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
 
 
 def _labels(file: Path, column: str) -> Iterator[Any]:
-    """The labels that a file has; none where it has no such column, as a test split may."""
+    """Reads the labels of a file; none if it has no such column, as a test split may."""
     with _opened(file) as opened:
         if column in opened.schema_arrow.names:
             for batch in _batches(file, opened, columns=[column]):
@@ -205,7 +205,7 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
 
 
 def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
-    """A data set by way of the hub's cache, or one split of it."""
+    """Loads a data set, or one split of it, through the hub's cache."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -231,7 +231,7 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
 
 
 def _refusal(data: DataConfig, name: str, said: str) -> str:
-    """A sentence for what `datasets` says of a configuration or split that is missing; it names those there are."""
+    """Makes a sentence of what `datasets` says of a missing configuration or split; it names those that exist."""
     said = " ".join(said.split())
     listed = re.search(r"available configs: \[(.*?)\]|Available(?: configs in the cache)?: \[(.*?)\]", said)
     cached = re.search(r"configurations in the cache: (.*?) Please", said)
@@ -247,7 +247,7 @@ def _refusal(data: DataConfig, name: str, said: str) -> str:
 
 
 def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[str], list[Any]]) -> _Columns:
-    """The columns of the pictures and of the labels, as named or found, and the names of the classes."""
+    """Finds the columns of pictures and labels, as named or by looking, and the names of the classes."""
     import datasets
 
     for key, column in {"image_column": data.image_column, "label_column": data.label_column}.items():
@@ -279,7 +279,7 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
 
 
 def _is_bytes(feature: Any) -> bool:
-    """Whether a column holds bytes, plain or in a struct beside a path, as `datasets` keeps pictures."""
+    """Tells whether a column holds bytes, plain or in a struct beside a path, as `datasets` keeps pictures."""
     content = feature.get("bytes") if isinstance(feature, dict) else feature
     return getattr(content, "dtype", None) in ("binary", "large_binary", "binary_view")
 
@@ -289,7 +289,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _some(values: Iterable[Any]) -> list[Any]:
-    """The first values that hold something."""
+    """Returns the first values that hold something."""
     return list(itertools.islice((value for value in values if _encoded(value) is not None), 16))
 
 
@@ -302,7 +302,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _kind(feature: Any) -> str:
-    """What a column's values are as labels; empty where they are none."""
+    """Says what kind of labels a column holds; empty if they are no labels."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -328,7 +328,7 @@ def _with_classes(
 
 
 def _classes(there: set[Any], columns: _Columns, name: str) -> tuple[str, ...]:
-    """The names of plain labels: strings in order, and numbers from 0 to the last."""
+    """Returns the names of plain labels: strings in order, and numbers from 0 to the largest."""
     if columns.kind == "strings" and len(there) <= _MOST_CLASSES:
         return tuple(sorted(there))
     if columns.kind == "numbers" and max(there, default=-1) < _MOST_CLASSES:
@@ -340,12 +340,12 @@ def _classes(there: set[Any], columns: _Columns, name: str) -> tuple[str, ...]:
 
 
 def _salt(data: DataConfig, columns: _Columns) -> str:
-    """What of the configuration decides what is read from the files."""
+    """Returns the part of the configuration that decides what is read from the files."""
     return columns.image if data.label_column is None else json.dumps([columns.image, columns.label])
 
 
 def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[str, dict[str, Any], Path], Record]:
-    """A way to make records of rows, given the folder that they lie in."""
+    """Returns a function that makes records of rows, given the folder that these lie in."""
     strings = {label: number for number, label in enumerate(classes or ())}
     numbers: dict[Any, int] = strings if columns.kind == "strings" else {n: n for n in range(-1, len(strings))}
 

@@ -55,12 +55,12 @@ class Source:
     """The one of the others to take where images are needed that nobody trains on; None where there is none."""
 
     def stamp(self) -> str:
-        """A quick hash of names, sizes and times of the files: while it stands, so does their content."""
+        """Returns a quick hash of the files' names, sizes and times: while it stands, their content does."""
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(json.dumps([self.salt, self.classes, stats]).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """A hash of the content, wherever it lies: of the bytes of all files, in order. Reads them all."""
+        """Returns a hash of the content, wherever it lies: of all files' bytes, in order. Reads them all."""
         if not self.files:
             return self.salt
         digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
@@ -84,7 +84,7 @@ class Tree:
 
 
 def numbered(classes: Sequence[str]) -> str:
-    """The classes with their labels, for a user who is to name these: the first of many, in letters that print."""
+    """Lists the classes with their labels for the user: the first of many, in letters that can be printed."""
     said = ", ".join(f"{label} {printable(name)}" for label, name in enumerate(classes[:_NUMBERED]))
     more = len(classes) - _NUMBERED
     return f"{said} and {more:,} more" if more > 0 else said

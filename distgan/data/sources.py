@@ -36,7 +36,7 @@ def find(data: DataConfig) -> Source:
 
 
 def _digits(data: DataConfig) -> Source:
-    """1,797 handwritten digits, 8x8 with values 0 ... 16 (UCI, Alpaydin and Kaynak 1998), from scikit-learn."""
+    """Reads scikit-learn's 1,797 digits, 8x8 with values 0 ... 16 (UCI, Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     if data.path is not None:
@@ -53,13 +53,13 @@ def _digits(data: DataConfig) -> Source:
 
 
 def _cifar10(data: DataConfig) -> Source:
-    """From the hub, or from the binary version that its author publishes."""
+    """Reads CIFAR-10 from the hub, or from the binary version that its author publishes."""
     original = cifar.original(data) if data.path is not None else None
     return original or hub_or_copy(data, "uoft-cs/cifar10", channels=3)
 
 
 def _fashion_mnist(data: DataConfig) -> Source:
-    """From the hub, or from IDX files as its authors publish them, Debian packages them and torchvision keeps them."""
+    """Reads Fashion-MNIST from the hub, or from IDX files as its authors, Debian and torchvision have them."""
     folder = idx.folder(Path(data.path), below="FashionMNIST/raw") if data.path is not None else None
     if folder is None:
         return hub_or_copy(data, "zalando-datasets/fashion_mnist", channels=1)

@@ -103,7 +103,7 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
 
 
 def test_split(data: DataConfig) -> DataConfig:
-    """The images of a source that nobody trains on.
+    """Returns the images of a source that nobody trains on.
 
     Raises:
         ValueError: there are none.
@@ -117,7 +117,7 @@ def test_split(data: DataConfig) -> DataConfig:
 
 
 def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -> Path:
-    """Where the store of a source lies, or will: by its own scale, or by another.
+    """Returns the folder of a source's store, which need not exist yet, by its own scale or by another.
 
     The content's hash is remembered with the files' names, sizes and times, so that unchanged files are read but once.
     """
@@ -192,12 +192,12 @@ def refuse_other_shapes(data: DataConfig) -> None:
 
 
 def spread(source: Source, count: int) -> Iterator[Record]:
-    """At most so many records, from all over the source: sorted as it may be by class, its beginning shows but one."""
+    """Returns at most this many records from all over the source, whose beginning may show a single class."""
     return itertools.islice(source.records(-(-source.count // count)), count)
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """`data.cache`, else distgan's part of the user's cache folder."""
+    """Returns `data.cache`, or distgan's part of the user's cache folder if it is unset."""
     if data.cache is not None:
         return Path(data.cache)
     return Path(paths.expanded("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "distgan"
@@ -221,7 +221,7 @@ def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Ima
 
 
 def _open(folder: Path) -> Images | None:
-    """The store in a folder, or None where there is no whole one."""
+    """Opens the store in a folder; None if there is no whole one."""
     try:
         described = json.loads((folder / "store.json").read_text())
         shape = described["shape"]
@@ -356,7 +356,7 @@ def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Reco
 def _decoded(
     records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str], scale: Scale | None
 ) -> Iterator[tuple[Record, Tensor]]:
-    """Each record with its pixels; the names of those that cannot be decoded go to `skipped`, where that is allowed."""
+    """Yields each record with its pixels; if undecodable ones may be skipped, their names go to `skipped`."""
 
     def attempt(record: Record) -> tuple[Record, Tensor | UndecodableError]:
         try:
@@ -376,7 +376,7 @@ def _decoded(
 
 
 def _threaded(work: Callable[[Record], T], records: Iterable[Record]) -> Iterator[T]:
-    """The outcomes in order. Threads decode, a chunk at a time: Pillow's decoders let go of Python's lock."""
+    """Yields the outcomes in order. Threads decode, a chunk at a time: Pillow's decoders release Python's lock."""
     remaining = iter(records)
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
@@ -396,7 +396,7 @@ def _lock(file: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Around what writes in the cache; raises ValueError where that fails."""
+    """Wraps what writes in the cache; raises ValueError if that fails."""
     try:
         yield
     except OSError as error:

@@ -34,7 +34,11 @@ class Inception(Extractor):
     resize = "bilinear to 299x299, as in TensorFlow 1"
 
     def __init__(self, weights: Mapping[str, Tensor], *, layers: tuple[str, str] = ("2048", "logits_unbiased")) -> None:
-        """Args: the weights by name; torch-fidelity's names of the features and of the logits, here as FID has them.
+        """Builds the network and loads its weights.
+
+        Args:
+            weights: by name.
+            layers: torch-fidelity's names of the features and of the logits; the defaults are those of FID.
 
         Raises:
             ValueError: the weights are another network's.

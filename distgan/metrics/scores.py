@@ -23,22 +23,22 @@ class Moments:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """What is added up over processes, in place."""
+        """Returns what is added up over processes, in place."""
         return {"count": self.count, "sum": self.sum, "outer": self.outer}
 
     @property
     def mean(self) -> Tensor:
-        """(dim,)."""
+        """Returns the mean, (dim,)."""
         return self.sum / self.count
 
     @property
     def covariance(self) -> Tensor:
-        """(dim, dim), unbiased: over count - 1."""
+        """Returns the covariance, (dim, dim), unbiased: over count - 1."""
         return (self.outer - self.count * self.mean.outer(self.mean)) / (self.count - 1)
 
 
 def frechet(real: Moments, fake: Moments) -> float:
-    """Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6); squared, as is the custom.
+    """Returns the squared Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6).
 
     The trace of (C1 C2)^(1/2) is that of (C1^(1/2) C2 C1^(1/2))^(1/2), which is symmetric, so that no complex numbers
     arise. Covariances of fewer samples than dimensions are singular, and the distance is then biased upwards.
@@ -61,7 +61,13 @@ class ClassSums:
     """What the Inception score needs of a classifier's logits, in one pass: sums for each of the splits."""
 
     def __init__(self, classes: int, *, num: int, splits: int = 10) -> None:
-        """Args: classes; images to come; parts over which the score is averaged, in the order of the images."""
+        """Begins with no image.
+
+        Args:
+            classes: how many the logits tell.
+            num: images to come.
+            splits: parts, in the order of the images, over which the score is averaged.
+        """
         self._num, self._splits = num, splits
         self.count = torch.zeros(splits, dtype=torch.float64)
         self.negentropy = torch.zeros(splits, dtype=torch.float64)
@@ -79,23 +85,23 @@ class ClassSums:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """What is added up over processes, in place."""
+        """Returns what is added up over processes, in place."""
         return {"count": self.count, "negentropy": self.negentropy, "p": self.p}
 
     @property
     def shares(self) -> Tensor:
-        """(classes,): the mean of p(y|x)."""
+        """Returns the mean of p(y|x), (classes,)."""
         return self.p.sum(0) / self.count.sum()
 
     def score(self) -> tuple[float, float]:
-        """exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4): mean and standard deviation over the splits."""
+        """Returns exp E KL(p(y|x) || p(y)) (Salimans et al. 2016, section 4): mean and deviation over the splits."""
         marginal = self.p / self.count[:, None]
         kl = self.negentropy / self.count - marginal.xlogy(marginal).sum(1)
         return float(kl.exp().mean()), float(kl.exp().std(correction=0))
 
 
 def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float | None]:
-    """Kernel Inception distance: unbiased squared MMD with the kernel (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
+    """Returns the kernel Inception distance: unbiased squared MMD with (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
 
     The mean over disjoint blocks of as many images, in their order, and its standard error (None of a single block): an
     unbiased estimate that depends on no random subsets. What does not fill a block is left out.
@@ -112,7 +118,7 @@ def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float 
 
 
 def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020, eqs. 4 and 5).
+    """Returns precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020, eqs. 4 and 5).
 
     An image lies in the manifold of a set where it is nearer to one of its images than that one's k-th neighbour.
 
@@ -149,7 +155,7 @@ def _kernel(x: Tensor, y: Tensor, dim: int) -> Tensor:
 
 
 def _radius(features: Tensor, k: int) -> Tensor:
-    """Distance of each to its k-th nearest neighbour, itself not counted."""
+    """Returns the distance of each to its k-th nearest neighbour, itself not counted."""
     distances = (torch.cdist(rows, features, compute_mode="use_mm_for_euclid_dist") for rows in _blocks(features))
     return torch.cat([distance.kthvalue(k + 1, dim=1).values for distance in distances])
 

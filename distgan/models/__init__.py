@@ -59,7 +59,7 @@ class Architecture:
     initialise: Callable[[nn.Module, Any], None]
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
     d_norms: tuple[str, ...] = ("none", "spectral")
-    """What `model.d_norm` may be; where it is left open, the first. `batch` is what batch norm in it goes by."""
+    """Allowed values of `model.d_norm`; the first is the default. A discriminator with batch norm must list `batch`."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -84,7 +84,7 @@ def _architecture(name: str) -> Architecture:
 
 
 def d_norm(model: ModelConfig) -> str:
-    """What normalises the discriminator: `model.d_norm`, or the architecture's own where that is left open.
+    """Returns the discriminator's normalisation: `model.d_norm`, or the architecture's default if that is unset.
 
     Raises:
         ValueError: the architecture is unknown, or has no such norm.
@@ -96,7 +96,7 @@ def d_norm(model: ModelConfig) -> str:
 
 
 def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn.Module]:
-    """Generator and discriminator with their starting weights, functions of the seed alone.
+    """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
         ValueError: the architecture is unknown, has no such norm, or takes no labels where there are some.
@@ -119,7 +119,7 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
 
 @torch.no_grad()
 def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
-    """What holds for the weights after each update: WGAN's bound, if any, and what spectral norm divides by."""
+    """Applies what holds for the weights after each update: WGAN's bound, and what spectral norm divides by."""
     if clip is not None:
         for parameter in discriminator.parameters():
             parameter.clamp_(-clip, clip)
@@ -127,7 +127,7 @@ def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
 
 
 def build_generator(model: ModelConfig, shape: Shape) -> Generator:
-    """A generator whose weights are yet to be loaded or drawn.
+    """Returns a generator whose weights are yet to be loaded or drawn.
 
     Raises:
         ValueError: the architecture is unknown.
@@ -157,7 +157,7 @@ def _of_images(shape: Shape) -> dict[str, Any]:
 
 @torch.no_grad()
 def _make_orthogonal(network: nn.Module, rng: torch.Generator) -> None:
-    """Saxe et al. 2014, as Brock et al. 2019 (BigGAN) and PyTorch-StudioGAN do; what labels choose from, too."""
+    """Makes weights orthogonal (Saxe et al. 2014), as BigGAN and StudioGAN do; what labels choose from, too."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.orthogonal_(layer.weight, generator=rng)

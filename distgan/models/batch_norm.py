@@ -10,12 +10,12 @@ from torch.nn.functional import batch_norm
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Whether images of one batch meet in the network, by way of their statistics."""
+    """Tells whether images of one batch influence each other through batch norm's statistics."""
     return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in network.modules())
 
 
 def synchronise(network: nn.Module) -> None:
-    """Has each batch norm take its statistics over all ranks, whose shares must be equal; parameters stay the same.
+    """Makes each batch norm take its statistics over all ranks, whose shares must be equal; parameters stay the same.
 
     A layer then costs one collective of 2C numbers per training forward and one per backward, and cannot be
     differentiated twice. torch's own refuses the CPU, and on CUDA makes the host wait in every forward.
@@ -82,7 +82,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_all_ranks(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two vectors (C,) of every rank, each as (ranks, C). Over gloo a gather takes a third of an all-reduce's time."""
+    """Gathers two vectors (C,) of every rank, each as (ranks, C): over gloo, in a third of an all-reduce's time."""
     gathered = a.new_empty(dist.get_world_size(), 2, len(a))
     dist.all_gather_single(gathered, torch.stack([a, b])[None])
     return gathered[:, 0], gathered[:, 1]

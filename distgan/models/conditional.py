@@ -23,7 +23,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 def batch_norm(channels: int, *, classes: int) -> nn.Module:
-    """Batch norm of a generator, class-conditional where there are classes."""
+    """Returns a generator's batch norm, class-conditional if there are classes."""
     return ConditionalBatchNorm2d(channels, classes=classes) if classes else nn.BatchNorm2d(channels)
 
 

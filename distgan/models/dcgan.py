@@ -2,8 +2,8 @@
 
 At 64x64, width 64 and 3 channels the layers are exactly the textbook's, and its weights load; another resolution has
 one stage fewer or more at the 4x4 end. Batch norm stands after each convolution but the generator's last and the
-discriminator's first and last; no convolution has a bias, but for the discriminator's where it does without batch norm,
-whose shift it had.
+discriminator's first and last. No convolution has a bias, except those of a discriminator without batch norm, whose
+shift they replace.
 
 Labels, which the paper has not, make the generator's batch norm class-conditional. That takes them up slowly, since
 its scales of about 1 move little at DCGAN's learning rate: after 700 steps of the quickstart 24% of samples were of the
@@ -22,7 +22,7 @@ from distgan.models.layers import Generator
 
 
 def stages(image_size: int) -> int:
-    """How often 4x4 doubles to reach the image."""
+    """Counts how often 4x4 doubles to reach the image."""
     return int(math.log2(image_size // 4))
 
 
@@ -71,7 +71,7 @@ class DCGANDiscriminator(nn.Module):
 
 @torch.no_grad()
 def initialise(network: nn.Module, rng: torch.Generator) -> None:
-    """Convolutions from N(0, 0.02), batch norm's scales from N(1, 0.02), its shifts 0 (DCGAN, section 4).
+    """Draws convolutions from N(0, 0.02) and batch norm's scales from N(1, 0.02); shifts are 0 (DCGAN, section 4).
 
     Biases, which the paper has not, are 0, and the projection's embedding is from N(0, 0.02), too.
     """

@@ -23,7 +23,12 @@ class Generator(nn.Module):
     """Names of the classes by their labels, where they are known."""
 
     def __init__(self, *, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
-        """Args: length of a latent; how many training images each class has, nothing where it takes no labels."""
+        """Keeps what every generator knows of its inputs.
+
+        Args:
+            latent_dim: length of a latent.
+            class_counts: how many training images each class has; empty for a generator without labels.
+        """
         super().__init__()
         self.latent_dim, self.class_counts = latent_dim, class_counts
 
@@ -79,7 +84,7 @@ class Generator(nn.Module):
         return composed.index(name) if name in composed else None
 
     def sample_rows(self, labels: Sequence[int | str], columns: int, *, seed: int = 0) -> Tensor:
-        """Draws so many images of each class, class after class, the same latents for each: uint8 (N, C, H, W)."""
+        """Draws `columns` images of each class, from the same latents: uint8 (N, C, H, W), class after class."""
         return torch.cat([self.sample(columns, seed=seed, label=label) for label in labels])
 
     def draw(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
@@ -89,7 +94,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def images(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
-        """The same as the network gives them: (CHUNK, C, H, W) in [-1, 1] where it lies."""
+        """Returns the images as the network gives them: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
         with eval_mode(self):
@@ -98,7 +103,7 @@ class Generator(nn.Module):
             )
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
-        """The labels of these images, (CHUNK,) where the network lies; None where it takes none."""
+        """Returns the labels of these images, (CHUNK,) on the network's device; None if it takes none."""
         if not self.class_counts:
             return None
         if label is None:

@@ -114,7 +114,7 @@ class _Down(nn.Module):
 
 @torch.no_grad()
 def initialise(network: nn.Module, rng: torch.Generator) -> None:
-    """Glorot's (Glorot and Bengio 2010), sqrt(2) times as wide in the blocks but for their shortcuts; biases 0.
+    """Draws Glorot's weights (Glorot and Bengio 2010), sqrt(2) times as wide in blocks except shortcuts; biases 0.
 
     As in SNGAN's published code.
     """
@@ -133,7 +133,7 @@ def _inner(block: "_Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
 
 
 def _channels(width: int, image_size: int, size: int) -> int:
-    """Of a map of size x size on the way to or from the image."""
+    """Returns the channels of a map of size x size on the way to or from the image."""
     return width if image_size == 32 else width * min(16, image_size // size)
 
 

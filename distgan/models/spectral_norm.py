@@ -37,7 +37,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def iterate(self, weight: Tensor) -> None:
-        """One power iteration (algorithm 1)."""
+        """Makes one power iteration (algorithm 1)."""
         matrix = weight.flatten(1)
         self.v.copy_(_normalised((self.u[None] @ matrix).flatten()))
         self.u.copy_(_normalised((matrix @ self.v[:, None]).flatten()))
@@ -51,7 +51,7 @@ def apply_spectral_norm(network: nn.Module, rng: torch.Generator) -> None:
 
 
 def iterate(network: nn.Module) -> None:
-    """Has the vectors follow the weights after an update of these."""
+    """Updates the vectors after the weights were updated."""
     for part in network.modules():
         if isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm):
             part[0].iterate(part.original)
