@@ -66,15 +66,15 @@ class RunConfig:
     dir: str = field(metadata=_PATH)
     """Folder of the run. The same command with the same folder resumes it."""
     seed: int = 0
-    """Decides every random draw of the run."""
+    """Decides every random draw of the training: starting weights, order of images, flips, latents, augmentation."""
     extend: int = 0
-    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused if `optim.schedule`
-    has brought the learning rate to 0 by then."""
+    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused with a linear or
+    cosine `optim.schedule`, whose learning rate is 0 from `train.steps` on."""
     stop_at: int | None = None
     """Save and end this invocation at this step; the same command without it goes on to the end."""
     timeout: float = 600.0
-    """Seconds after which a job ends once one of its processes has died or hangs; the message names that process. One
-    step must take less than half of this. Work of rank zero alone, such as preparing data, may take longer."""
+    """If a process dies or hangs, the job ends within this many seconds and names it. One step must take less than half
+    of this. Work that a process does alone, such as preparing data, may take longer."""
 
     def __post_init__(self) -> None:
         _expand_paths("run", self)
@@ -91,7 +91,7 @@ class DataConfig:
 
     source: Literal["digits", "cifar10", "fashion_mnist", "hub", "folder"] = "digits"
     """`digits`: the 1,797 handwritten digits that come with scikit-learn. `cifar10`, `fashion_mnist`: from the Hugging
-    Face hub. `hub`: any image data set there. `folder`: a folder or zip archive of pictures, whose sub-folders are
+    Face hub. `hub`: any image data set on it. `folder`: a folder or zip archive of pictures, whose sub-folders are
     classes."""
     id: str | None = None
     """Name of the data set on the hub, for `hub`: owner/name."""
@@ -114,11 +114,11 @@ class DataConfig:
     image_size: Literal[32, 64, 128, 256] = 32
     """Height and width in pixels. Pictures are cropped to the largest centred square and resized."""
     channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour. If unset: colour for `hub` and `folder`, for other sources what their pictures are."""
+    """1 for grey, 3 for colour. If unset: 1 for `digits` and `fashion_mnist`, 3 for the others."""
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded, and say how many. By default one such picture stops the command."""
     cache: str | None = field(default=None, metadata=_PATH)
-    """Folder for the prepared images. If unset, a folder in the user's cache."""
+    """Folder for the prepared images. If unset, `$XDG_CACHE_HOME/distgan`, or `~/.cache/distgan`."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     placement: Literal["auto", "device", "host"] = "auto"
@@ -147,16 +147,16 @@ class ModelConfig:
     architecture: str = "dcgan"
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
-    """Channels at full image resolution. They double whenever the resolution halves. resnet at 32x32 keeps them
-    constant, so a width of 256 there corresponds to 64 at 64x64 and above."""
+    """Channels of the layer next to the image. They double at each lower resolution (resnet: up to 16 times). resnet at
+    32x32 has the same number everywhere, so that 256 there corresponds to 64 at 64x64 and above."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
     """Width of the discriminator. If unset, `width`."""
     d_norm: Literal["batch", "spectral", "none"] | None = None
     """Normalisation of the discriminator: batch norm; spectral norm of every weight, with one power iteration per
-    update; or none. If unset: batch norm for dcgan, none for resnet. resnet sums its last features over the image with
-    spectral norm, as SNGAN does, and takes their mean without, as WGAN-GP does."""
+    update; or none. If unset: batch norm for dcgan, none for resnet. With spectral norm, resnet sums its last features
+    over the image, as SNGAN does; otherwise it takes their mean, as WGAN-GP does."""
     conditional: bool = False
     """Give the class labels to both networks: class-conditional batch norm in the generator, projection in the
     discriminator. With few images per class this may reduce variety."""
@@ -188,8 +188,8 @@ class PenaltyConfig:
     name: str | None = None
     """Names in `distgan.penalties.PENALTIES`, separated by commas: wgan_gp, r1, r2. Default: none."""
     weight: float | None = None
-    """Weight of each penalty: WGAN-GP's lambda, or the gamma of R1 and R2, half of which multiplies the squared norm.
-    If unset, 10."""
+    """Weight of each penalty. For wgan_gp it is lambda. For r1 and r2 it is gamma: the squared gradient norm is
+    multiplied by half of it. If unset, 10."""
     every: int = 1
     """Compute the penalty only at every n-th update of the discriminator, with n times the weight."""
 
@@ -240,7 +240,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's decay rates of the first and second moment, such as [0.5,0.999]."""
     clip_weights: float | None = None
-    """Clip every weight of the discriminator to plus and minus this after each of its updates: WGAN's constraint."""
+    """After each update of the discriminator, clip its weights to the range from minus this to plus this (WGAN)."""
 
     def __post_init__(self) -> None:
         _positive("optim.lr", self.lr)
@@ -255,8 +255,8 @@ class EmaConfig:
     """The averaged generator, an exponential moving average of the weights. It is what is sampled and exported."""
 
     half_life: float = 10_000
-    """After this many real images seen by the discriminator, a past weight's share in the average has halved. 0
-    switches averaging off."""
+    """Real images seen by the discriminator after which the share of past weights in the average has halved. 0 switches
+    averaging off."""
     ramp: float = 0.05
     """Early on, the half-life is this share of the images seen so far, until that reaches `half_life`."""
 
@@ -300,14 +300,15 @@ class CheckpointConfig:
     """When to save, what to keep."""
 
     every: int = 1000
-    """Steps between checkpoints. The run also saves at its end, at `run.stop_at` and on a stop signal."""
+    """Steps between checkpoints. The run also saves at its end, at `run.stop_at`, on a stop signal, and when an
+    evaluation is its best."""
     every_minutes: float | None = None
     """Save also when this many minutes have passed since the last checkpoint."""
     on_error: Literal["retry", "stop"] = "retry"
     """What to do when the disk is full or fails. `retry`: say so, train on and try again at the next log point. `stop`:
     end the run. What was saved before is kept. If the end of a run cannot be saved, it is an error either way."""
     keep_last: int = 3
-    """How many of the newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep; besides them stay the best one and what a rollback needs."""
     keep_every: int | None = None
     """Also keep each checkpoint whose step is a multiple of this."""
 
@@ -333,7 +334,7 @@ class TrackConfig:
     """wandb project; it takes precedence over WANDB_PROJECT. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb
     off."""
     log_every: int = 100
-    """Steps between lines of metrics. Each metric is averaged over these steps."""
+    """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
     sample_every: int = 1000
     """Steps between sample grids, which the averaged generator draws from fixed latents. With labels, a grid has one
     row for each of the first 32 classes."""
@@ -352,12 +353,13 @@ class TrackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluations of the averaged generator during training. No setting here changes an update."""
+    """Evaluations of the averaged generator during training. They change no update, unless the guard acts on them."""
 
     every: int | None = None
-    """Steps between evaluations; there is also one at the end. If unset, none. The best checkpoint is kept."""
+    """Steps between evaluations; there is also one at the end. If unset, the run is not evaluated. The best checkpoint
+    is kept."""
     extractor: Literal["inception", "classifier"] = "inception"
-    """The network whose features are compared. `inception`: for FID as published; its weights are downloaded once.
+    """The network whose features are compared. `inception`: that of the published FID; its weights are downloaded once.
     `classifier`: a small network that is trained on the labels of the training images; needs no download."""
     extractor_weights: str | None = field(default=None, metadata=_PATH)
     """File with the extractor's weights: safetensors, or torch-fidelity's file for Inception. If unset, they are
@@ -369,8 +371,8 @@ class EvalConfig:
     num: int = 10_000
     """How many images to draw."""
     reference: str = field(default="train", metadata=_PATH)
-    """Real images to compare with. `train`: those trained on. `test`: the source's test split. Or a folder of pictures
-    of the generator's size."""
+    """Real images to compare with. `train`: those trained on. `test`: the source's test split. Or a folder or zip
+    archive of pictures of the generator's size."""
 
     def __post_init__(self) -> None:
         _expand_paths("eval", self)
@@ -402,11 +404,11 @@ class GuardConfig:
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: return to the newest regular
-    checkpoint from before the problem and go on with different random draws and half the learning rate for the winning
-    network, or for both if the loss's scores are not probabilities. Without `rollback`, NaN or inf ends the run."""
+    checkpoint from before the problem and go on with different random draws. The learning rate is halved for the
+    network that is ahead, or for both if neither clearly is. NaN or inf ends the run, unless it can roll back."""
     patience: int = 5
-    """How many log points in a row must show a problem before it counts (two evaluations, for problems seen only
-    there). NaN and inf count at once."""
+    """A problem counts once it was seen at this many log points in a row, or at two evaluations in a row if only
+    evaluations show it. NaN and inf count at once."""
     after: int = 50_000
     """Until this many images have been seen, only NaN and inf are judged, because every generator starts out
     collapsed."""
