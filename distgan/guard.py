@@ -189,7 +189,7 @@ class Watch:
         """Measures the real images once.
 
         Args:
-            generator, discriminator: the averaged generator and the network that is trained.
+            generator, discriminator: both networks, as they are trained.
             real, unseen: training images, and images of the same kind that nobody trains on.
             seed: of the samples.
         """
