@@ -355,7 +355,7 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"the weights {file} do not match the hash in their name ({sha256[:8]}…): fetch them again.")
     if file.suffix != ".safetensors" and not sha256.startswith(_INCEPTION_SHA256):
         raise ValueError(
-            f"the weights {file} are not safetensors. Pickles are not loaded, because they can run code, except "
+            f"the weights {file} are not safetensors; pickles are not loaded, because they can run code, except "
             f"torch-fidelity's InceptionV3 ({_INCEPTION_SHA256}…)."
         )
     try:

@@ -153,7 +153,7 @@ def _header(root: Path) -> dict[str, Any]:
 
 
 def _matching(folder: Path, files: Iterable[Path], patterns: str | list[str]) -> tuple[Path, ...]:
-    """Returns the files that match a pattern. Patterns choose among the files here: none leads out of the folder."""
+    """Returns the files that match one of the patterns, which choose among those here: none leads out of the folder."""
     wanted = [patterns] if isinstance(patterns, str) else patterns
     wanted = [pattern.removeprefix("./").replace("**/", "*") for pattern in wanted]
     return tuple(file for file in files if any(fnmatch.fnmatch(str(file.relative_to(folder)), one) for one in wanted))
