@@ -22,9 +22,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 
-from distgan import config as configuration
-from distgan import data, train
-from distgan.config import DataConfig
+from distgan import data, recipe, train
+from distgan.recipe import DataConfig
+from distgan.run.housekeeping import Housekeeping
 from distgan.seeding import RunSeed
 
 BATCH = 64
@@ -70,43 +70,45 @@ def measure_share(scratch: Path) -> None:
     """The share of the quickstart's step, on one process with one thread, that assembling batches and latents takes."""
     seconds = {"feeding": 0.0, "steps": 0.0}
 
-    def timed(feed: type) -> type:
-        class Timed(feed):
-            def at(self, step, k, *piece):
-                started = time.perf_counter()
-                fed = super().at(step, k, *piece)
-                seconds["feeding"] += (time.perf_counter() - started) * (step >= 10)
-                return fed
+    pieces, after_step = data.Feed.pieces, train.after_step
 
-        return Timed
+    def timed_pieces(feed: data.Feed, update: int) -> Iterator[data.Batch]:
+        made = pieces(feed, update)
+        while True:
+            started = time.perf_counter()
+            batch = next(made, None)
+            seconds["feeding"] += (time.perf_counter() - started) * (update >= 10)
+            if batch is None:
+                return
+            yield batch
 
-    class TimedHousekeeping(train.Housekeeping):
-        def keep(self, step):
-            super().keep(step)
-            if step == 10:  # warm
-                self.started = time.perf_counter()
-            seconds["steps"] = time.perf_counter() - getattr(self, "started", time.perf_counter())
+    def timed_step(run: Housekeeping, step: int) -> int:
+        step = after_step(run, step)
+        if step == 10:  # warm
+            seconds["began"] = time.perf_counter()
+        seconds["steps"] = time.perf_counter() - seconds["began"]
+        return step
 
-    train.data.Batches, train.data.Latents = timed(data.Batches), timed(data.Latents)
-    train.Housekeeping = TimedHousekeeping
+    seconds["began"] = 0.0
+    data.Feed.pieces, train.after_step = timed_pieces, timed_step  # type: ignore[method-assign]
     quickstart = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
     overrides = ["--train.steps=110", "--track.to=none", "--track.log_every=1000", "--track.sample_every=1000"]
-    train.train(configuration.parse(["--config", str(quickstart), *overrides, f"--run.dir={scratch / 'run'}"])[0])
+    train.train(recipe.parse(["--config", str(quickstart), *overrides, f"--run.dir={scratch / 'run'}"])[0])
     print(f"\nbatches and latents take {seconds['feeding'] / seconds['steps']:.2%} of the quickstart's step")
 
 
 def distgan_batches(images: data.Images, prepared: DataConfig) -> Iterator[torch.Tensor]:
-    feed = data.Batches(
+    feed = data.Feed(
         images,
         prepared,
         labels=False,
+        latent_dim=100,
         seed=RunSeed(0),
         batch_size=BATCH,
-        d_steps=1,
         shares=[slice(0, BATCH)],
         device=torch.device("cpu"),
     )
-    return (feed.at(step, 0)[0] for step in itertools.count())
+    return (next(feed.pieces(update)).real for update in itertools.count())
 
 
 def torchvision_batches(dataset: Dataset) -> Iterator[torch.Tensor]:

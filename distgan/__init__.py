@@ -10,13 +10,13 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_generator"]
 
 if TYPE_CHECKING:
-    from distgan.checkpoint import load_generator
+    from distgan.storage.exported import load_generator
 
 
 def __getattr__(name: str) -> Any:
     """Imports torch only when something that needs it is asked for: `distgan --help` must stay quick."""
     if name == "load_generator":
-        from distgan.checkpoint import load_generator
+        from distgan.storage.exported import load_generator
 
         return load_generator
     raise AttributeError(f"module 'distgan' has no attribute {name!r}")

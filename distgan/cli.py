@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from distgan import __version__, output
-from distgan.errors import StoppedError, is_spoken_for
+from distgan.errors import StoppedError, UserError, is_reported
 
 VERBS = {
     "train": "train a GAN, or resume a run",
@@ -44,16 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module("distgan.data.__main__" if verb == "data" else f"distgan.{verb}").main(rest)
     except KeyboardInterrupt:
         return 130
-    except ValueError as error:
-        if not _ours(error):
-            raise
+    except UserError as error:
         _say(error)
         return 2
     except StoppedError as error:
         _say(error)
         return error.exit_code
     except Exception as error:
-        if not is_spoken_for(error):
+        if not is_reported(error):
             raise
         return 1
     return 0
@@ -68,17 +66,9 @@ def _usage() -> str:
     )
 
 
-def _ours(error: ValueError) -> bool:
-    """Tells whether distgan itself raised an error for the user. One from deep inside a library keeps its traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("distgan")
-
-
 def _say(error: Exception) -> None:
     """Says it once: the launcher ends all ranks when one leaves, so a machine's other ranks let its first speak."""
-    if is_spoken_for(error):
+    if is_reported(error):
         return
     if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):
         time.sleep(10)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from distgan import data, paths, pictures, results, trained
-from distgan.trained import Trained
+from distgan import data, paths, pictures, results
+from distgan.storage import exported, report
+from distgan.storage.exported import Exported
 
 _GRID = 64  # samples of each generator
 _PAIRS = 8  # of them shown with their nearest training images
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`distgan compare RUN_A RUN_B ... [--out compare.png] [--json PATH]`.
 
     Raises:
-        ValueError: one of them is no generator, or the picture cannot be written.
+        UserError: one of them is no generator, or the picture cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="distgan compare", description="Put generators side by side: samples, metrics, nearest training images."
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results.check(arguments.json)
     columns = [_column(run, arguments.seed) for run in arguments.runs]
     reports = {column.name: column.found.evaluation for column in columns}
-    differences = protocol_differences({name: one["protocol"] for name, one in reports.items() if one is not None})
+    differences = report.differences({name: one for name, one in reports.items() if one is not None})
     pictures.save(_picture(columns, differences), arguments.out)
     for column in columns:
         print("\n".join([column.name, *(f"  {line}" for line in column.lines)]))
@@ -50,20 +51,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json is not None:
         described = {column.name: column.described for column in columns}
         results.write(arguments.json, {"generators": described, "not_comparable": differences})
-
-
-def protocol_differences(protocols: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Says why numbers measured by these protocols, by generator, cannot be compared: one line for each difference.
-
-    What stands in only some of them is about numbers that only these have.
-    """
-    shared = [part for part in next(iter(protocols.values()), {}) if all(part in one for one in protocols.values())]
-    values = {part: {name: str(one[part]) for name, one in protocols.items()} for part in shared}
-    return [
-        f"{part} is {', '.join(f'{value} in {name}' for name, value in by_name.items())}"
-        for part, by_name in values.items()
-        if len(set(by_name.values())) > 1
-    ]
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class _Column:
     name: str
-    found: Trained
+    found: Exported
     samples: Tensor
     near: Nearest | None
     shown: Tensor | None
@@ -122,7 +109,7 @@ class _Column:
         if evaluation is None:
             lines.append("not evaluated: eval.every in training, or distgan evaluate")
         else:
-            lines += [f"{name} {value:.5g}" for name, value in evaluation["metrics"].items()]
+            lines += [f"{name} {value:.5g}" for name, value in evaluation.metrics.items()]
         if self.near is None:
             lines += textwrap.wrap(self.why_not, _WIDTH // 8)
         else:
@@ -132,11 +119,11 @@ class _Column:
 
     @property
     def described(self) -> dict[str, Any]:
-        evaluation = self.found.evaluation or {}
+        evaluation = self.found.evaluation
         return {
             "step": self.found.step,
-            "metrics": evaluation.get("metrics"),
-            "protocol": evaluation.get("protocol"),
+            "metrics": evaluation.metrics if evaluation is not None else None,
+            "protocol": evaluation.protocol if evaluation is not None else None,
             "nearest": None
             if self.near is None
             else {"index": self.near.index.tolist(), "ratio": self.near.ratio.tolist()},
@@ -144,7 +131,7 @@ class _Column:
 
 
 def _column(run: str, seed: int) -> _Column:
-    found = trained.find(run)
+    found = exported.find(run)
     samples = found.generator.sample(_GRID, seed=seed)
     if found.recipe is None:
         return _Column(run, found, samples, None, None, "no recipe beside it, so no training images")

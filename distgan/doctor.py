@@ -21,11 +21,14 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from distgan import distributed, paths, results, tracking
-from distgan.config import DataConfig, TrackConfig, TrainConfig
+from distgan import paths, results
 from distgan.data.store import cache_folder
-from distgan.distributed import Ranks
-from distgan.meeting import node, started_by
+from distgan.errors import UserError
+from distgan.parallel import launch
+from distgan.parallel.launch import node, started_by
+from distgan.parallel.ranks import Ranks
+from distgan.recipe import DataConfig, TrackConfig
+from distgan.run import tracking
 
 _PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
 _FLOATS = 3_500_000  # all-reduced: about the gradients of the larger network of a 64-pixel DCGAN of width 64
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Collective: `distgan doctor [--json PATH]`, alone, under a launcher or under srun.
 
     Raises:
-        ValueError: training would fail here.
+        UserError: training would fail here.
     """
     parser = argparse.ArgumentParser(
         prog="distgan doctor",
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             show(everyone, findings)
         reduced = None
         if ranks.world > 1 and not failing:
-            ranks.join(TrainConfig(batch_size=ranks.world), tracker="none")
+            ranks.join()
             reduced = _all_reduce(ranks)
             ranks.say(f"all-reduce  {reduced['bytes'] / 1e6:.1f} MB in {1e3 * reduced['seconds']:.2f} ms")
             if not reduced["right"]:
@@ -75,29 +78,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             said = [asdict(finding) for finding in findings]
             results.write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
     if failing:
-        raise ranks.told_once(ValueError(f"training would fail here: {failing[0].text}"))
+        raise ranks.reported_by_rank_zero(UserError(f"training would fail here: {failing[0].text}"))
 
 
 def facts_here(rank: int) -> dict[str, Any]:
     """Collects what this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
-    refused = _refused(distributed.check_launcher) or _refused(distributed.check_gpus)
-    use_cpu = distributed.use_cpu()
+    refused = _refused(launch.check_launcher) or _refused(launch.check_gpus)
+    use_cpu = launch.use_cpu()
     cache = cache_folder(DataConfig())
     facts: dict[str, Any] = {
         "rank": rank,
         "host": socket.gethostname(),
         "node": node(),
         "started_by": started_by(),
-        "versions": distributed.versions(),
+        "versions": launch.versions(),
         "others": {name: importlib.metadata.version(name) for name in ("torchvision", "wandb")},
         "refused": refused,
         "device": "cpu",
         "backend": "gloo" if use_cpu else "nccl",
         "precisions": ["fp32", "bf16"],
         "gpus": torch.cuda.device_count(),
-        "nvidia_devices": distributed.nvidia_devices(),
+        "nvidia_devices": launch.nvidia_devices(),
         "hidden": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "asked_for_cpu": distributed.asked_for_cpu(),
+        "asked_for_cpu": launch.asked_for_cpu(),
         "local_ranks": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         "interface": os.environ.get("GLOO_SOCKET_IFNAME"),
         "nccl_interface": None if use_cpu else os.environ.get("NCCL_SOCKET_IFNAME"),
@@ -246,7 +249,7 @@ def _all_reduce(ranks: Ranks) -> dict[str, Any]:
     wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
     times, right = [], True
     for step in range(8):
-        ranks.moved(step)
+        ranks.step_done(step)
         numbers = torch.full((_FLOATS,), ranks.rank + 1.0, device=device)
         wait()
         ranks.gather(None)  # all begin at once

@@ -18,20 +18,31 @@ class Average:
     weights are: they belong to them. It runs in full precision and is never trained.
     """
 
-    def __init__(self, generator: Generator, *, half_life: float, ramp: float) -> None:
+    def __init__(self, generator: Generator, *, half_life: float, ramp: float, images_per_step: int) -> None:
+        """Begins with a copy of the generator.
+
+        Args:
+            generator: whose weights are averaged.
+            half_life: `ema.half_life`, in images.
+            ramp: `ema.ramp`.
+            images_per_step: real images that a step sees.
+        """
         self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
-        self._half_life = half_life
-        self._ramp = ramp
+        self._half_life, self._ramp, self._images = half_life, ramp, images_per_step
+        self._weight = 1.0
+
+    def set(self, step: int) -> None:
+        """Gives the new weights their share for the update that follows this step."""
+        if self._half_life > 0:
+            seen = (step + 1) * self._images
+            half_life = between("linear", 0, self._half_life, self._ramp * seen / self._half_life)
+            self._weight = 1 - 0.5 ** (self._images / half_life)
 
     @torch.no_grad()
-    def update(self, source: nn.Module, *, images_seen: int, images: int) -> None:
-        """Takes in the weights of `source` after an update that brought the count of images to `images_seen`."""
-        weight = 1.0
-        if self._half_life > 0:
-            half_life = between("linear", 0, self._half_life, self._ramp * images_seen / self._half_life)
-            weight = 1 - 0.5 ** (images / half_life)
+    def update(self, source: nn.Module) -> None:
+        """Takes in the weights of `source` after an update."""
         mine, theirs = self.generator.state_dict(), source.state_dict()
         floating = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], weight)
+        torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], self._weight)
         for name in mine.keys() - set(floating):  # batch norm's count of batches
             mine[name].copy_(theirs[name])

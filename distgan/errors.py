@@ -1,4 +1,11 @@
-"""What ends a run, each with its exit code and one sentence. A user's mistake is a ValueError, exit code 2."""
+"""What ends a run, each with its exit code and one sentence."""
+
+import difflib
+from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """A mistake of the user's, told in one sentence that says what to do; exit code 2."""
 
 
 class StoppedError(RuntimeError):
@@ -31,15 +38,29 @@ class TroubleError(StoppedError):
     exit_code = 6
 
 
-def spoken_for(error: BaseException) -> BaseException:
+def mark_reported(error: BaseException) -> BaseException:
     """Marks an error that another rank tells, so that it is told once."""
     error.add_note(_TOLD)
     return error
 
 
-def is_spoken_for(error: BaseException) -> bool:
+def is_reported(error: BaseException) -> bool:
     """Tells whether another rank reports this error."""
     return _TOLD in getattr(error, "__notes__", ())
 
 
 _TOLD = "(told by another rank)"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Returns `did you mean "x"?` if a known word is close, otherwise the list of known words."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}."
+
+
+def unknown_name(key: str, name: str, known: Sequence[str]) -> str:
+    """Returns a sentence about an unknown name in a comma list."""
+    several = (
+        "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"); null is for none.'
+    )
+    return f'{key} has "{name}", which is unknown: {nearest(name, known)}{several}'

@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distgan import distributed, paths, results, trained
-from distgan.config import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig, TrainConfig
-from distgan.distributed import Ranks
+from distgan import paths, results
+from distgan.errors import UserError
 from distgan.evaluation import Evaluation, Measured
-from distgan.trained import Trained
+from distgan.parallel import launch
+from distgan.parallel.ranks import Ranks
+from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig
+from distgan.storage import exported
+from distgan.storage.exported import Exported
 
 _TIMEOUT = RunConfig(dir=".").timeout
 
@@ -21,20 +24,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Collective: `distgan evaluate RUN_OR_GENERATOR [--metrics ...] [--num 50000] [--reference ...] [--json PATH]`.
 
     Raises:
-        ValueError: there is no generator, or what it is to be compared with is missing or does not fit.
+        UserError: there is no generator, or what it is to be compared with is missing or does not fit.
     """
     arguments = _parse(argv)
-    distributed.check_launcher()
+    launch.check_launcher()
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():
-            distributed.check_gpus()
+            launch.check_gpus()
             results.check(arguments.json)
-            found = trained.find(arguments.run, raw=arguments.weights == "raw")
+            found = exported.find(arguments.run, raw=arguments.weights == "raw")
             config = _config(arguments, found.recipe)
             images = _data(found, config)
             evaluation = Evaluation(config, images, found.shape, rank=ranks.rank, own_weights=found.extractor)
-        ranks.join(TrainConfig(batch_size=ranks.world), tracker="none")
-        same = {"generator": arguments.run, "step": found.step, **asdict(config), **distributed.versions()}
+        ranks.join()
+        same = {"generator": arguments.run, "step": found.step, **asdict(config), **launch.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
         evaluation.join(ranks, progress=True)
         found.generator.to(ranks.accelerator.device)
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.rank == 0:
             _show(arguments.run, found.step, measured, evaluation)
             if arguments.json is not None:
-                results.write(arguments.json, measured.report(arguments.run, found.step, evaluation.floor))
+                results.write(arguments.json, measured.report(arguments.run, found.step, evaluation.floor).to_json())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,12 +83,12 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     known = EVAL_METRICS[extractor]
     names = [name.strip() for name in arguments.metrics.split(",")] if arguments.metrics is not None else list(known)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(
+        raise UserError(
             f'--metrics has "{unknown[0]}", but those of the extractor {extractor} are {",".join(known)}'
             f"{'' if arguments.extractor else '; --extractor chooses another'}."
         )
     if arguments.num < 1:
-        raise ValueError(f"--num is {arguments.num}, but must be at least 1.")
+        raise UserError(f"--num is {arguments.num}, but must be at least 1.")
     weights = arguments.extractor_weights or (said.extractor_weights if extractor == said.extractor else None)
     return EvalConfig(
         extractor=extractor,
@@ -96,12 +99,12 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     )
 
 
-def _data(found: Trained, config: EvalConfig) -> DataConfig:
+def _data(found: Exported, config: EvalConfig) -> DataConfig:
     """Finds where the real images come from."""
     if found.recipe is not None:
         return found.recipe.data
     if config.reference in ("train", "test"):
-        raise ValueError(
+        raise UserError(
             f"the reference is {config.reference}, but no recipe lies beside the generator to say of what: give "
             "--reference a folder of pictures."
         )

@@ -5,15 +5,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from distgan import __version__, paths, trained
-from distgan import config as configuration
-from distgan.config import Config
+from distgan import __version__, paths, recipe
 from distgan.data import numbered
+from distgan.errors import UserError
 from distgan.pictures import grid
-from distgan.run_folder import RunFolder
-from distgan.trained import Trained
+from distgan.recipe import Config
+from distgan.storage import exported
+from distgan.storage.exported import Exported
+from distgan.storage.places import Places
+from distgan.storage.report import Report
 
 _SAMPLES = 64  # images in the card's grid
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`distgan export RUN --to DIR [--push-to-hub ID]`.
 
     Raises:
-        ValueError: there is no generator to export, DIR is in use, or the hub refuses.
+        UserError: there is no generator to export, DIR is in use, or the hub refuses.
     """
     parser = argparse.ArgumentParser(prog="distgan export", description="Write a generator's folder, to share.")
     parser.add_argument("run", help="folder of a run")
@@ -39,20 +40,20 @@ def export(run: str, to: Path) -> None:
     """Writes the averaged generator of a run into a new folder.
 
     Raises:
-        ValueError: the run has no generator yet, or the folder is in use.
+        UserError: the run has no generator yet, or the folder is in use.
     """
-    folder = RunFolder(run)
+    folder = Places(run)
     if not folder.config.exists():
-        raise ValueError(f"{run} is not the folder of a run: there is no config.yaml in it.")
-    found = trained.find(str(folder.generator))
+        raise UserError(f"{run} is not the folder of a run: there is no config.yaml in it.")
+    found = exported.find(str(folder.generator))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ValueError(f"--to is {to}, which is in use: choose a new folder.")
+        raise UserError(f"--to is {to}, which is in use: choose a new folder.")
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in ("model.safetensors", "config.json"):
             shutil.copyfile(folder.generator / name, to / name)
         shutil.copyfile(folder.config, to / "recipe.yaml")
-        config = configuration.load(folder.config)
+        config = recipe.load(folder.config)
         grid(found.generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")
         if found.evaluation is not None:
             shutil.copyfile(folder.generator / "evaluation.json", to / "evaluation.json")
@@ -60,10 +61,10 @@ def export(run: str, to: Path) -> None:
             shutil.copyfile(folder.extractor, to / folder.extractor.name)
         (to / "README.md").write_text(card(config, found), encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{to} cannot be written: {error.strerror}.") from error
+        raise UserError(f"{to} cannot be written: {error.strerror}.") from error
 
 
-def card(config: Config, found: Trained) -> str:
+def card(config: Config, found: Exported) -> str:
     """Returns the model card: Markdown with the hub's metadata at its top."""
     generator, step = found.generator, found.step
     data = config.data
@@ -120,13 +121,13 @@ of them. It knows no other subject and no other size. What may be done with the 
 """
 
 
-def _metrics(evaluation: dict[str, Any] | None) -> str:
+def _metrics(evaluation: Report | None) -> str:
     """Returns the numbers and how they were measured: without that they cannot be compared with others."""
     if evaluation is None:
         return "None measured."
-    floor = evaluation["floor"] or {}
-    rows = [f"| {name} | {value:.5g} | {_or_dash(floor.get(name))} |" for name, value in evaluation["metrics"].items()]
-    protocol = [f"- {name}: {value}" for name, value in evaluation["protocol"].items()]
+    floor = evaluation.floor or {}
+    rows = [f"| {name} | {value:.5g} | {_or_dash(floor.get(name))} |" for name, value in evaluation.metrics.items()]
+    protocol = [f"- {name}: {value}" for name, value in evaluation.protocol.items()]
     table = ["| | this generator | real images of the other split |", "|---|---|---|", *rows]
     return "\n".join([*table, "", "Measured by `distgan`:", "", *protocol])
 
@@ -139,7 +140,7 @@ def push(folder: Path, repository: str) -> str:
     """Uploads an exported folder and returns its address.
 
     Raises:
-        ValueError: the hub cannot be reached, or refuses.
+        UserError: the hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi, errors
 
@@ -148,7 +149,7 @@ def push(folder: Path, repository: str) -> str:
         address = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Exported by distgan {__version__}")
     except (OSError, errors.HfHubHTTPError, errors.HFValidationError) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} was written, but pushing it to {repository} failed: check the id and the network, and run "
             "`hf auth login`."
         ) from error

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distgan.errors import UserError
+
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
@@ -18,17 +20,17 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
     relative path. The result stays the same when it is expanded again.
 
     Raises:
-        ValueError: it is empty; a variable is unset or empty, or names what would be expanded in turn; there is no such
+        UserError: it is empty; a variable is unset or empty, or names what would be expanded in turn; there is no such
             user; or no file can have this name.
     """
     text = os.fspath(path)
     if not text:  # as of a shell's variable that is not set
-        raise ValueError(f"{key} is empty: give a path, such as . for the current folder.")
+        raise UserError(f"{key} is empty: give a path, such as . for the current folder.")
     try:
         if b"\0" in os.fsencode(text):
-            raise ValueError(f"{key} has a null character in it, which no file's name can have: leave it out.")
+            raise UserError(f"{key} has a null character in it, which no file's name can have: leave it out.")
     except UnicodeEncodeError:
-        raise ValueError(
+        raise UserError(
             f"{key} is {text}, which this locale's encoding cannot write: set PYTHONUTF8=1, or rename it."
         ) from None
     there = _replaced(key, text)
@@ -37,7 +39,7 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
     except ValueError:
         stands = False
     if not stands:
-        raise ValueError(f"{key} is {text}, which means {there}, which has a variable in turn: write the path out.")
+        raise UserError(f"{key} is {text}, which means {there}, which has a variable in turn: write the path out.")
     return there
 
 
@@ -55,7 +57,7 @@ def _replaced(key: str, text: str) -> str:
     there = os.path.expanduser(path)  # noqa: PTH111  Path's own drops a leading ./
     if there.startswith("~"):
         user = there.split("/")[0][1:]
-        raise ValueError(f"{key} is {text}, but this machine has no user {user}: write ./{text} for a folder here.")
+        raise UserError(f"{key} is {text}, but this machine has no user {user}: write ./{text} for a folder here.")
     return there
 
 
@@ -66,7 +68,7 @@ def _value(key: str, text: str, found: re.Match[str]) -> str:
     if value := os.environ.get(name):
         return value
     state = "empty" if name in os.environ else "not set"
-    raise ValueError(f"{key} is {text}, but the environment variable {name} is {state}: set it, or write the path out.")
+    raise UserError(f"{key} is {text}, but the environment variable {name} is {state}: set it, or write the path out.")
 
 
 def exists(path: str | Path) -> bool:
@@ -87,7 +89,7 @@ def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
         names: those that are paths; "run" is said as RUN, "out" as --out.
 
     Raises:
-        ValueError: as `expanded`.
+        UserError: as `expanded`.
     """
     for name in names:
         value: Any = getattr(arguments, name)

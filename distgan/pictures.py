@@ -6,6 +6,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from distgan.errors import UserError
+
 
 def grid(images: Tensor, *, columns: int | None = None) -> Image.Image:
     """Lays out uint8 (N, C, H, W) in rows of `columns`, of about the square root of N where none are given."""
@@ -18,21 +20,21 @@ def check(out: Path) -> None:
     """Refuses a place for a picture before the work for it is done.
 
     Raises:
-        ValueError: it does not end in .png, or its folder is not there.
+        UserError: it does not end in .png, or its folder is not there.
     """
     if out.suffix != ".png":
-        raise ValueError(f"--out is {out}, but must end in .png.")
+        raise UserError(f"--out is {out}, but must end in .png.")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out is {out}, but there is no folder {out.parent}.")
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}.")
 
 
 def save(picture: Image.Image, out: Path) -> None:
     """Writes a PNG.
 
     Raises:
-        ValueError: it cannot be written.
+        UserError: it cannot be written.
     """
     try:
         picture.save(out)
     except OSError as error:
-        raise ValueError(f"--out is {out}, which cannot be written: {error.strerror}.") from error
+        raise UserError(f"--out is {out}, which cannot be written: {error.strerror}.") from error

@@ -6,22 +6,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distgan import files
+from distgan.errors import UserError
+
 
 def check(file: Path | None) -> None:
     """Refuses a place that cannot be written before the work for it is done.
 
     Raises:
-        ValueError: its folder is not there.
+        UserError: its folder is not there.
     """
     if file is not None and not file.absolute().parent.is_dir():
-        raise ValueError(f"--json is {file}, but there is no folder {file.parent}.")
+        raise UserError(f"--json is {file}, but there is no folder {file.parent}.")
 
 
 def write(file: Path, report: dict[str, Any]) -> None:
     """Writes it in one piece, and says where. What is not a regular file, such as a pipe, is written to as it stands.
 
     Raises:
-        ValueError: it cannot be written.
+        UserError: it cannot be written.
     """
     text = json.dumps(report, indent=1) + "\n"
     try:
@@ -33,10 +36,7 @@ def write(file: Path, report: dict[str, Any]) -> None:
         elif file.exists() and not file.is_file():
             file.write_text(text)
         else:
-            place = Path(os.path.realpath(file))  # a link stays one
-            partial = place.with_name(place.name + ".tmp")
-            partial.write_text(text)
-            partial.replace(place)
+            files.replace(file, text.encode())
     except OSError as error:
-        raise ValueError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
+        raise UserError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
     print(f"written to  {file}")

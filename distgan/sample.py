@@ -1,8 +1,6 @@
 """Draws images from a trained generator: one picture of them all, a PNG of each, or an array."""
 
 import argparse
-import contextlib
-import os
 import re
 import sys
 import unicodedata
@@ -17,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from distgan import paths, pictures
-from distgan.checkpoint import load_generator
-from distgan.config import nearest
+from distgan import files, paths, pictures
+from distgan.errors import UserError, nearest
 from distgan.models import CHUNK, Generator
 from distgan.progress import shown
+from distgan.storage.exported import load_generator
 
 _FORMS = "must end in .png (one picture of all images), .npz (an array) or / (a folder with a PNG of each)"
 
@@ -30,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7]`.
 
     Raises:
-        ValueError: there is no generator or no such class, or the images cannot be written.
+        UserError: there is no generator or no such class, or the images cannot be written.
     """
     parser = argparse.ArgumentParser(prog="distgan sample", description="Draw images from a trained generator.")
     parser.add_argument("run", help="folder of a run, or of an exported generator")
@@ -54,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = _labels(arguments.classes, generator) if arguments.classes is not None else (None,)
     num = arguments.num if arguments.num is not None else 64 if arguments.classes is None else 8
     if num < 1:
-        raise ValueError(f"the number of samples is {num}, but must be at least 1.")
+        raise UserError(f"the number of samples is {num}, but must be at least 1.")
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         write(_Drawn(generator, num, classes, arguments.seed), out)
     except OSError as error:
-        raise ValueError(f"--out is {out}, which cannot be written: {error.strerror}.") from error
+        raise UserError(f"--out is {out}, which cannot be written: {error.strerror}.") from error
     print(arguments.out)
 
 
@@ -95,28 +93,28 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     """Returns what writes the form that `--out` asks for.
 
     Raises:
-        ValueError: it is none of the three, its folder is not there, or it is a folder that is not empty.
+        UserError: it is none of the three, its folder is not there, or it is a folder that is not empty.
     """
     out = Path(given)
     folder = given.endswith("/") or out.is_dir()
     form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix.lower())
     if form is None:
-        raise ValueError(f"--out is {given}, but {_FORMS}.")
+        raise UserError(f"--out is {given}, but {_FORMS}.")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out is {given}, but there is no folder {out.parent}.")
+        raise UserError(f"--out is {given}, but there is no folder {out.parent}.")
     if folder and out.exists():
         if not out.is_dir():
-            raise ValueError(f"--out is {given}, but {out} is a file.")
+            raise UserError(f"--out is {given}, but {out} is a file.")
         old = next((file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")), None)
         if old is not None:  # folders, too: they may be classes of training images
-            raise ValueError(f"--out is {given}, which is not empty ({old}): choose another or an empty folder.")
+            raise UserError(f"--out is {given}, which is not empty ({old}): choose another or an empty folder.")
     return form
 
 
 def _grid(drawn: _Drawn, out: Path) -> None:
     images = torch.cat([images for images, _ in drawn.shown()])
     picture = pictures.grid(images, columns=drawn.num if drawn.classes != (None,) else None)
-    with _whole(out) as partial:
+    with files.whole(out) as partial:
         picture.save(partial, "PNG")
 
 
@@ -157,7 +155,7 @@ def _array(drawn: _Drawn, out: Path) -> None:
     It is the layout of the evaluator of guided-diffusion (Dhariwal and Nichol 2021), which wants three channels.
     """
     labels: list[int] = []
-    with _whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
+    with files.whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             for i, (images, some) in enumerate(drawn.shown()):
                 array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
@@ -171,23 +169,11 @@ def _array(drawn: _Drawn, out: Path) -> None:
                 np.lib.format.write_array(stream, np.array(labels, dtype=np.int64), allow_pickle=False)
 
 
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Gives a place to write a file to, which takes the name that it is to have when it is whole."""
-    file = out.resolve()  # a link stays one
-    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _labels(text: str, generator: Generator) -> tuple[int, ...]:
     """Returns the labels of `--classes`. Names may contain commas: the longest name that fits is taken.
 
     Raises:
-        ValueError: one is neither the name nor the number of a class.
+        UserError: one is neither the name nor the number of a class.
     """
     words = text.split(",")
     labels = []
@@ -200,7 +186,7 @@ def _labels(text: str, generator: Generator) -> tuple[int, ...]:
         words = words[end:]
         number = word.isdecimal() and found is None
         if not number and generator.class_counts and found is None:
-            raise ValueError(
+            raise UserError(
                 f'--classes has "{word}", which is neither the name nor the number of a class: '
                 f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "
                 "Several have commas between them, as 0,3,7."

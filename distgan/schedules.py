@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from torch.optim import Optimizer
 
@@ -15,6 +16,25 @@ _CURVES: dict[str, Callable[[float], float]] = {
 def between(curve: str, start: float, end: float, at: float) -> float:
     """Returns the value on a curve from `start`, at 0, to `end`, at 1 and beyond; `constant` stays at the start."""
     return start + (end - start) * _CURVES[curve](min(max(at, 0.0), 1.0))
+
+
+class Scheduled(Protocol):
+    """Something with values that change in the course of a run."""
+
+    def set(self, step: int) -> None:
+        """Gives it the values of the updates that follow this step."""
+
+
+class Schedules:
+    """Whatever changes in the course of a run, set in one place before each step."""
+
+    def __init__(self, *scheduled: Scheduled) -> None:
+        self._scheduled = scheduled
+
+    def set(self, step: int) -> None:
+        """Sets the values of the updates that follow this step."""
+        for one in self._scheduled:
+            one.set(step)
 
 
 class Rates:

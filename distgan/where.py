@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from distgan import config as configuration
+from distgan import recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a recipe's `run.dir`, after checking its keys: `distgan where --config RECIPE [--group.key=value ...]`."""
-    config, _ = configuration.parse(
+    config, _ = recipe.parse(
         argv, prog="distgan where", description="Print run.dir of a recipe with its overrides, for scripts."
     )
     print(config.run.dir)

@@ -1,23 +1,24 @@
 """Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
 
-from distgan.data.batches import Batches, Draws, Latents
 from distgan.data.depth import Scale
+from distgan.data.feed import Batch, Feed, parts, shares
 from distgan.data.folders import refuse_among_pictures
 from distgan.data.records import numbered
 from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
 
 __all__ = [
-    "Batches",
-    "Draws",
+    "Batch",
+    "Feed",
     "Images",
-    "Latents",
     "Scale",
     "find",
     "load",
     "numbered",
+    "parts",
     "preview",
     "refuse_among_pictures",
     "refuse_other_shapes",
+    "shares",
     "test_split",
 ]

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from distgan import paths
-from distgan.config import DataConfig
 from distgan.data import sources, store
 from distgan.data.decode import nearly_one_colour
 from distgan.data.folders import refuse_among_pictures
 from distgan.data.records import Source, numbered
+from distgan.errors import UserError
 from distgan.pictures import grid
+from distgan.recipe import DataConfig
 
 _SAMPLE = 64  # images in the grid, and pictures looked at for their sizes
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`distgan data PATH_OR_SOURCE [--prepare] [--out data.png]`: count, classes, sizes, a grid, the cache.
 
     Raises:
-        ValueError: the data cannot be read; see `distgan.data.load`.
+        UserError: the data cannot be read; see `distgan.data.load`.
     """
     arguments = _parse(argv)
     data = _config(arguments)
@@ -96,7 +97,7 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     if paths.exists(what):
         return DataConfig(source="folder", **options | {"path": what})
     if what.startswith((".", "/")) or what.count("/") != 1:
-        raise ValueError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
+        raise UserError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
     return DataConfig(source="hub", id=what, **options)
 
 

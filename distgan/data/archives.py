@@ -12,6 +12,7 @@ from pathlib import Path
 
 from distgan.data.arrangement import counted, plain
 from distgan.data.records import Tree
+from distgan.errors import UserError
 
 _EXPANSION = 100  # pictures are compressed already: what grows by more than this, and becomes large, is a trap
 _LARGE_FILE = 2**28  # bytes
@@ -25,7 +26,7 @@ def unzipped(file: Path) -> Tree:
     """Lists the files in a zip archive; links in it are left out. Of several of one name the last is read.
 
     Raises:
-        ValueError: it is damaged, encrypted, of unknown compression, has names that lead out of it, or would expand
+        UserError: it is damaged, encrypted, of unknown compression, has names that lead out of it, or would expand
             beyond reason.
     """
     with _explained(f"the archive {file}"), zipfile.ZipFile(file) as archive:
@@ -34,7 +35,7 @@ def unzipped(file: Path) -> Tree:
     members = dict(named)
     total = sum(entry.file_size for entry in entries)  # of overlapping entries, too
     if total > max(_LARGE_ARCHIVE, _EXPANSION * file.stat().st_size):
-        raise ValueError(
+        raise UserError(
             f"the archive {file} would expand from {file.stat().st_size / 1e6:,.1f} MB to {total / 1e6:,.0f} MB, which "
             "no archive of pictures does: it is not read."
         )
@@ -63,16 +64,16 @@ def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
     """Returns an entry's name, with slashes between its parts. Raises ValueError if the entry may not be read."""
     name = plain(entry.filename)
     if entry.filename.startswith(("/", "\\")) or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
-        raise ValueError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")
+        raise UserError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")
     if entry.flag_bits & 1:
-        raise ValueError(f"the archive {file} is encrypted ({name}): unpack it and give the folder.")
+        raise UserError(f"the archive {file} is encrypted ({name}): unpack it and give the folder.")
     if entry.compress_type not in _METHODS:
-        raise ValueError(
+        raise UserError(
             f"the archive {file} is compressed in a way that Python cannot read ({name}, method "
             f"{entry.compress_type}): unpack it and give the folder."
         )
     if entry.file_size > min(_LARGEST_FILE, max(_LARGE_FILE, _EXPANSION * entry.compress_size)):
-        raise ValueError(
+        raise UserError(
             f"{name} in the archive {file} would expand to {entry.file_size / 1e6:,.0f} MB, which no picture does: the "
             "archive is not read."
         )
@@ -85,7 +86,7 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (*_DAMAGE, RuntimeError) as error:  # zipfile's of what is encrypted or of unknown compression
-        raise ValueError(f"{what} is damaged, cut short or not to be read ({_reason(error)}).") from error
+        raise UserError(f"{what} is damaged, cut short or not to be read ({_reason(error)}).") from error
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from distgan.errors import UserError
 from distgan.paths import quoted
 
 # Registered with Pillow, but no pictures, or not opened by Pillow alone; EPS would start another program.
@@ -79,7 +80,7 @@ def arrange(
         archive: whether a single folder around everything else is stepped into even where it holds no splits.
 
     Raises:
-        ValueError: there are no pictures, there is no such split, dataset.json is damaged or has impossible labels, or
+        UserError: there are no pictures, there is no such split, dataset.json is damaged or has impossible labels, or
             the name of a class is not UTF-8.
     """
     kept, left_out = _without_leftovers(sorted(names, key=_parts))
@@ -109,7 +110,7 @@ def arrange(
     if not mine:
         said = f" (left out: {', '.join(left_out)})" if left_out else ""
         advice = None if archive else of_another_source(kept, where)
-        raise ValueError(f"data.path is {where}, but there are no pictures in it{said}{advice or ''}.")
+        raise UserError(f"data.path is {where}, but there are no pictures in it{said}{advice or ''}.")
 
     labelled = {folder: table(folder) for folder in (under, *folders.values())}
     if any(one is not None for one in labelled.values()):  # beside its labels, those of class folders mean others
@@ -242,18 +243,18 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
     """Finds the split that is meant: by this very name, then in other letter case, then as the only one of its kind.
 
     Raises:
-        ValueError: there is none, or there are several.
+        UserError: there is none, or there are several.
     """
     if not found:
         if split == "train":
             return None
-        raise ValueError(
+        raise UserError(
             f"data.split is {split}, but {where} has no folders of splits at its top, such as train and test: leave "
             "data.split out, or set it to train where the recipe gives it."
         )
     if (name := meant(split, found)) is not None:
         return name
-    raise ValueError(
+    raise UserError(
         f"data.split is {split}, but the splits in {where} are {', '.join(found)}: choose one with --data.split=NAME."
     )
 
@@ -266,7 +267,7 @@ def _classes(
     A label then means the same in every split.
 
     Raises:
-        ValueError: the name of a class folder is not UTF-8, so that no recipe or model card can have it.
+        UserError: the name of a class folder is not UTF-8, so that no recipe or model card can have it.
     """
     given = [table for table in tables if table is not None]
     if given:
@@ -277,7 +278,7 @@ def _classes(
             classes = tuple(sorted(top for top in tops if top is not None))
             for name in classes:
                 if name.encode(errors="replace").decode() != name:
-                    raise ValueError(f"the folder of the class {name!r} has a name that is not UTF-8: rename it.")
+                    raise UserError(f"the folder of the class {name!r} has a name that is not UTF-8: rename it.")
             return classes
     return ()
 
@@ -326,12 +327,12 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
     """Reads the labels in StyleGAN's dataset.json, by name: {} if it has no classes, None if it is another file.
 
     Raises:
-        ValueError: it is damaged, a label is no number from 0 on, or a picture has two.
+        UserError: it is damaged, a label is no number from 0 on, or a picture has two.
     """
     try:
         said = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{_LABELS} in {where} is damaged: mend it, or remove it if folders are the classes."
         ) from error
     if not isinstance(said, dict) or "labels" not in said:
@@ -340,7 +341,7 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
     if not isinstance(pairs, list) or not any(_is_pair(pair) for pair in pairs):
         return None if pairs else {}
     if wrong := [pair for pair in pairs if not _is_pair(pair)]:
-        raise ValueError(
+        raise UserError(
             f"{_LABELS} in {where} has {wrong[0]!r} among its labels, which is no pair of a name and a label."
         )
     if any(isinstance(label, list) for _, label in pairs):  # vectors, such as a camera's position: no classes
@@ -351,10 +352,10 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
             continue
         number = re.fullmatch(r"([0-9]{1,9})(\.0*)?", str(label))  # 1, 1.0 and "1" are the same
         if number is None or int(number[1]) >= _MOST_CLASSES:
-            raise ValueError(f"{_LABELS} in {where} has the label {label!r}, but labels are numbers from 0 on.")
+            raise UserError(f"{_LABELS} in {where} has the label {label!r}, but labels are numbers from 0 on.")
         name = plain(given)
         if labels.setdefault(name, int(number[1])) != int(number[1]):
-            raise ValueError(f"{_LABELS} in {where} gives {name!r} two labels, {labels[name]} and {number[1]}.")
+            raise UserError(f"{_LABELS} in {where} gives {name!r} two labels, {labels[name]} and {number[1]}.")
     return labels
 
 

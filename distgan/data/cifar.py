@@ -16,8 +16,9 @@ from typing import IO, cast
 import numpy as np
 
 from distgan import paths
-from distgan.config import DataConfig
 from distgan.data.records import Record, Source, contents, refuse_columns
+from distgan.errors import UserError
+from distgan.recipe import DataConfig
 
 _FILES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 _NAMES = "batches.meta.txt"
@@ -49,7 +50,7 @@ def original(data: DataConfig) -> Source | None:
     """Finds the binary version in `data.path`: the folder or archive itself, or what torchvision calls its root.
 
     Raises:
-        ValueError: it is damaged or incomplete, or another version or data set is there, and no parquet files.
+        UserError: it is damaged or incomplete, or another version or data set is there, and no parquet files.
     """
     assert data.path is not None
     place = _place(Path(data.path))
@@ -57,15 +58,15 @@ def original(data: DataConfig) -> Source | None:
         return None
     names = _FILES.get(data.split)
     if names is None:
-        raise ValueError(f"data.split is {data.split}, but the original CIFAR-10 has train and test.")
+        raise UserError(f"data.split is {data.split}, but the original CIFAR-10 has train and test.")
     refuse_columns(data, place)
     batches = _in_folder(place, names) if place.is_dir() else _in_archive(place)
     for name in names:
         size = batches.sizes.get(name)
         if size is None:
-            raise ValueError(f"{batches.called(name)} is missing: {_FETCH}.")
+            raise UserError(f"{batches.called(name)} is missing: {_FETCH}.")
         if size == 0 or size % _RECORD:
-            raise ValueError(
+            raise UserError(
                 f"{batches.called(name)} has {size:,} bytes, which is no whole number of images ({_RECORD:,} bytes "
                 f"each): it is damaged or cut short, so {_FETCH}."
             )
@@ -73,14 +74,14 @@ def original(data: DataConfig) -> Source | None:
     if _NAMES in batches.sizes:
         classes = tuple(batches.read(_NAMES).decode(errors="replace").split())
         if len(classes) != len(_CLASSES):
-            raise ValueError(f"{batches.called(_NAMES)} names {len(classes)} classes, but must name 10.")
+            raise UserError(f"{batches.called(_NAMES)} names {len(classes)} classes, but must name 10.")
 
     def records(every: int) -> Iterator[Record]:
         start = 0
         for name in names:
             rows = np.frombuffer(batches.read(name), dtype=np.uint8).reshape(-1, _RECORD)
             if rows[:, 0].max() >= len(classes):
-                raise ValueError(
+                raise UserError(
                     f"{batches.called(name)} has the label {rows[:, 0].max()}, but CIFAR-10 has 10 classes: it is "
                     "damaged, or of another data set."
                 )
@@ -105,13 +106,13 @@ def _place(path: Path) -> Path | None:
     """Finds the folder or archive of the binary version, if there is one.
 
     Raises:
-        ValueError: there is only something else of the kind.
+        UserError: there is only something else of the kind.
     """
     if not paths.exists(path):
         return None
     if path.is_file():
         if not path.name.endswith(_ARCHIVES):
-            raise ValueError(f"data.path is {path}, but must be a folder, or the original CIFAR-10's .tar.gz.")
+            raise UserError(f"data.path is {path}, but must be a folder, or the original CIFAR-10's .tar.gz.")
         return path
     for folder in (path, path / "cifar-10-batches-bin"):
         if any(paths.exists(folder / name) for names in _FILES.values() for name in names):
@@ -128,13 +129,13 @@ def _place(path: Path) -> Path | None:
 def _refuse_others(where: Path, names: set[str]) -> None:
     """Says what is there instead of the binary version, if it is known."""
     if names & {"data_batch_1", "test_batch", "batches.meta", "cifar-10-batches-py", "cifar-10-python.tar.gz"}:
-        raise ValueError(
+        raise UserError(
             f"{where} is the Python version of CIFAR-10, which is a pickle, and loading one can run any code: {_FETCH}."
         )
     if names & {"fine_label_names.txt", "coarse_label_names.txt"} or any(
         name.startswith("cifar-100") for name in names
     ):
-        raise ValueError(f"{where} is CIFAR-100, but data.source is cifar10: {_FETCH}.")
+        raise UserError(f"{where} is CIFAR-100, but data.source is cifar10: {_FETCH}.")
 
 
 def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
@@ -152,7 +153,7 @@ def _in_archive(path: Path) -> _Batches:
     members = {name: one for one in found if one.isreg() and (name := PurePosixPath(one.name).name) in wanted}
     if not members.keys() - {_NAMES}:
         _refuse_others(path, {part for one in found for part in PurePosixPath(one.name).parts})
-        raise ValueError(f"{path} holds no {_FILES['train'][0]}: {_FETCH}.")
+        raise UserError(f"{path} holds no {_FILES['train'][0]}: {_FETCH}.")
 
     def read(name: str) -> bytes:
         with _explained(path), gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
@@ -172,7 +173,7 @@ class _Limited:
         piece = self._stream.read(size)
         self._size += len(piece)
         if self._size > _LARGEST:
-            raise ValueError(
+            raise UserError(
                 f"{self._path} would unpack to more than {_LARGEST / 1e9:.1f} GB, which CIFAR-10 does not: {_FETCH}."
             )
         return piece
@@ -183,7 +184,7 @@ def _listed(path: Path) -> list[tarfile.TarInfo]:
     with _explained(path):
         with path.open("rb") as stream:
             if stream.read(262).endswith(b"ustar"):
-                raise ValueError(
+                raise UserError(
                     f"{path} is a tar archive without compression, though its name says otherwise: unpack it and give "
                     "data.path the folder."
                 )
@@ -202,4 +203,4 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise ValueError(f"{path} is damaged or cut short: {_FETCH}.") from error
+        raise UserError(f"{path} is damaged or cut short: {_FETCH}.") from error

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from distgan.config import DataConfig, nearest
 from distgan.data.arrangement import meant
 from distgan.data.records import existing_folder
+from distgan.errors import UserError, nearest
+from distgan.recipe import DataConfig
 
 _SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
 
@@ -28,13 +29,13 @@ def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
     That is the configuration that `data.config` names, or else the only one that has the split.
 
     Raises:
-        ValueError: the folder has no such files, or several configurations have some and none is named.
+        UserError: the folder has no such files, or several configurations have some and none is named.
     """
     root = existing_folder(data.path)
     # pathlib's order: part by part, so that a copy's images keep their order in later versions too.
     found = [file for file in sorted(root.rglob("*.parquet")) if _visible(file.relative_to(root)) and file.is_file()]
     if not found:
-        raise ValueError(_nothing_in(root, data, name))
+        raise UserError(_nothing_in(root, data, name))
     configurations, default = _described(root, found)
     if not configurations:
         configurations = _by_names(root, found)
@@ -43,7 +44,7 @@ def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
     having = [config for config in chosen if data.split in configurations[config]] or list(chosen)
     if data.config is not None:
         if data.config not in configurations:
-            raise ValueError(
+            raise UserError(
                 f'data.config is "{data.config}", which {root} does not have: '
                 f"{nearest(data.config, list(configurations))}"
             )
@@ -52,12 +53,12 @@ def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
         having = [default]
     if not having:
         among = [configurations[data.config]] if data.config is not None else list(configurations.values())
-        raise ValueError(
+        raise UserError(
             f"data.path is {root}, but no {data.split}-*.parquet is in it: data.split must be one of "
             f"{', '.join(sorted({split for files in among for split in files}))}."
         )
     if len(having) > 1:
-        raise ValueError(
+        raise UserError(
             f"data.path is {root}, which has the configurations {', '.join(having)}: choose one with data.config."
         )
     return chosen[having[0]], configurations[having[0]]
@@ -123,7 +124,7 @@ def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], st
                 configurations[config] = files
                 default = config if entry.get("default") or config == "default" else default
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{root / 'README.md'} has a header whose `configs:` is not as the hub wants it.") from error
+        raise UserError(f"{root / 'README.md'} has a header whose `configs:` is not as the hub wants it.") from error
     return configurations, default
 
 

@@ -12,6 +12,8 @@ What lies outside all of these is refused. 8-bit pictures are taken as they are.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from distgan.errors import UserError
+
 _DEPTHS = (8, 10, 12, 14, 16, 24, 31)
 _FLOATS = ((0.0, 1.0), (-1.0, 1.0), *((0.0, 2.0**bits - 1) for bits in _DEPTHS[:5]))
 _OVERSHOOT = 0.1
@@ -50,7 +52,7 @@ def scale_of(extents: Iterable[tuple[str, Extent]]) -> Scale:
     """Finds the rule for a whole source, out of the names and values of its pictures of more than 8 bits.
 
     Raises:
-        ValueError: no rule holds its values, or 16-bit colours use so few bits that Pillow would lose them.
+        UserError: no rule holds its values, or 16-bit colours use so few bits that Pillow would lose them.
     """
     named = list(extents)
     whole = [(name, extent) for name, extent in named if not extent.floats]
@@ -61,14 +63,14 @@ def scale_of(extents: Iterable[tuple[str, Extent]]) -> Scale:
 def _integers(named: list[tuple[str, Extent]]) -> Span:
     name, lowest = min(named, key=lambda item: item[1].low)
     if lowest.low < 0:
-        raise ValueError(
+        raise UserError(
             f"{name} has values down to {lowest.low:,.0f}, but a picture of integers must start at 0: shift its values."
         )
     high = max(extent.high for _, extent in named)
     bits = next(bits for bits in _DEPTHS if high < 2**bits)
     cut = next((name for name, extent in named if extent.cut), None)
     if cut is not None and bits < 16:
-        raise ValueError(
+        raise UserError(
             f"{cut} keeps colours in 16 bits without using the highest, of which Pillow reads the upper 8 alone: save "
             "such pictures as PNG, or with 8 bits."
         )
@@ -82,7 +84,7 @@ def _floats(named: list[tuple[str, Extent]]) -> Span:
         below = _OVERSHOOT * (highest.high if bottom == 0 else top)
         if lowest.low >= bottom - below and highest.high <= top * (1 + _OVERSHOOT):
             return bottom, top
-    raise ValueError(
+    raise UserError(
         f"the floats of these pictures go from {lowest.low:g} ({low_name}) to {highest.high:g} ({high_name}), but must "
         "lie in 0 ... 1, -1 ... 1, 0 ... 255 or 0 ... 65,535: rescale them."
     )

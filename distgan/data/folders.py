@@ -10,23 +10,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distgan import paths
-from distgan.config import DataConfig
 from distgan.data.archives import unzipped
 from distgan.data.arrangement import arrange, counted, left_behind, of_another_source
 from distgan.data.records import Record, Source, Tree, contents
+from distgan.errors import UserError
+from distgan.recipe import DataConfig
 
 
 def folder(data: DataConfig) -> Source:
     """Finds the pictures in a folder or a zip archive; where they lie in sub-folders, these are their classes.
 
     Raises:
-        ValueError: one sentence on what is missing, empty, damaged, or not to be read.
+        UserError: one sentence on what is missing, empty, damaged, or not to be read.
     """
     if data.path is None:
-        raise ValueError("data.source is folder, but data.path is not set: give the folder with the pictures.")
+        raise UserError("data.source is folder, but data.path is not set: give the folder with the pictures.")
     root = Path(data.path)
     if not paths.exists(root):
-        raise ValueError(f"data.path is {root}, but there is no such folder or zip archive.")
+        raise UserError(f"data.path is {root}, but there is no such folder or zip archive.")
     archive = root.is_file()
     tree = _archive(root) if archive else _tree(root)
     with tree.open() as read:
@@ -67,7 +68,7 @@ def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> No
         places: what is written, by the name of what chooses the place.
 
     Raises:
-        ValueError: a place lies in the folder.
+        UserError: a place lies in the folder.
     """
     if not paths.is_folder(pictures):
         return
@@ -75,7 +76,7 @@ def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> No
     for what, place in places.items():
         resolved = Path(place).resolve()
         if any(_identity(part) in inside for part in (resolved, *resolved.parents) if part.is_dir()):
-            raise ValueError(
+            raise UserError(
                 f"{what} is {place}, which lies in {pictures}, the folder of pictures: what is written there would be "
                 f"taken for pictures; choose a place outside for {what}."
             )
@@ -100,7 +101,7 @@ def _walk(root: Path) -> _Walked:
     """Reads each folder once: in its real place, else by the first of the links to it.
 
     Raises:
-        ValueError: a folder that counts may not be read.
+        UserError: a folder that counts may not be read.
     """
     found = _Walked([], {_identity(root)}, [], [], [])
     read = {_identity(root)}  # without those that are left behind: a link may lead to pictures in a hidden folder
@@ -122,7 +123,7 @@ def _walk(root: Path) -> _Walked:
         except OSError as error:
             if left_behind(prefix.rstrip("/")):
                 continue
-            raise ValueError(f"the folder {root / prefix} cannot be read ({error.strerror}).") from error
+            raise UserError(f"the folder {root / prefix} cannot be read ({error.strerror}).") from error
         for entry in entries:
             name = prefix + entry.name
             try:
@@ -181,5 +182,5 @@ def _archive(file: Path) -> Tree:
         advice = of_another_source([file.name], str(place)) or (
             ": unpack it and give the folder, or make a zip archive of the pictures"
         )
-        raise ValueError(f"data.path is {file}, which is neither a folder nor a zip archive{advice}.")
+        raise UserError(f"data.path is {file}, which is neither a folder nor a zip archive{advice}.")
     return unzipped(file)

@@ -12,10 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from distgan.config import DataConfig, nearest
 from distgan.data import copies
 from distgan.data.arrangement import meant, unseen_beside
 from distgan.data.records import Record, Source, numbered
+from distgan.errors import UserError, nearest
+from distgan.recipe import DataConfig
 
 _BATCH = 256  # rows in memory at once
 _MOST_CLASSES = 100_000  # more numbers than that are no classes
@@ -38,7 +39,7 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
     source = _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
     if source.count == 0:
         where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
-        raise ValueError(f"{where} split {data.split} is empty.")
+        raise UserError(f"{where} split {data.split} is empty.")
     return source
 
 
@@ -157,7 +158,7 @@ def _refuse_another_kind(first: Path, columns: _Columns, file: Path, other: _Col
             f"pictures in {one.image} and {f'{one.kind} in {one.label} as' if one.label else 'no'} labels"
             for one in (columns, other)
         )
-    raise ValueError(
+    raise UserError(
         f"{first} has {ours}, but {file} has {theirs}: they are not of one data set or configuration, so let data.path "
         "be a folder with the files of one, or choose it with data.config."
     )
@@ -214,20 +215,20 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
     try:
         return datasets.load_dataset(name, data.config, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is not a data set on the Hugging Face hub, or needs a login: check its id, or run `hf auth login`."
         ) from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise UserError(
             f"{name} is not in the cache and the Hugging Face hub cannot be reached: on a machine with a network "
             f"run `hf download --repo-type dataset {name} --local-dir DIR`, then give --data.path=DIR here."
         ) from error
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise ValueError(f"{name} is a script, which is never run: {copies.converted(name)}") from error
+        raise UserError(f"{name} is a script, which is never run: {copies.converted(name)}") from error
     except ValueError as error:
-        raise ValueError(_refusal(data, name, str(error))) from error
+        raise UserError(_refusal(data, name, str(error))) from error
 
 
 def _refusal(data: DataConfig, name: str, said: str) -> str:
@@ -252,17 +253,17 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
 
     for key, column in {"image_column": data.image_column, "label_column": data.label_column}.items():
         if column is not None and column not in features:
-            raise ValueError(f'data.{key} is "{column}", which {name} does not have: {nearest(column, list(features))}')
+            raise UserError(f'data.{key} is "{column}", which {name} does not have: {nearest(column, list(features))}')
     pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     encoded = [column for column, feature in features.items() if _is_bytes(feature)]
     described = bool(pictures)
     if not described:
         pictures = [column for column in encoded if any(_is_picture(value) for value in first_rows(column))]
     if data.image_column is None and not pictures:
-        raise ValueError(f"{name} has no image column; its columns are {', '.join(features)}.")
+        raise UserError(f"{name} has no image column; its columns are {', '.join(features)}.")
     image = data.image_column or pictures[0]
     if image not in pictures + encoded:
-        raise ValueError(
+        raise UserError(
             f'data.image_column is "{image}", which holds no images: {", ".join(pictures) or "no column does"}.'
         )
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -274,7 +275,7 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
         return _Columns(image, None)
     kind = _kind(features[label])
     if not kind:
-        raise ValueError(f'data.label_column is "{label}", which holds no class labels.')
+        raise UserError(f'data.label_column is "{label}", which holds no class labels.')
     return _Columns(image, label, kind, tuple(features[label].names) if kind == "names" else None)
 
 
@@ -322,7 +323,7 @@ def _with_classes(
     there = {value for value in values if value is not None and value == value}
     if any(isinstance(value, float) and not value.is_integer() for value in there):
         if data.label_column is not None:
-            raise ValueError(f'data.label_column is "{columns.label}", which holds no class labels.')
+            raise UserError(f'data.label_column is "{columns.label}", which holds no class labels.')
         return _Columns(columns.image, None), None
     return columns, _classes(there, columns, name)
 
@@ -333,7 +334,7 @@ def _classes(there: set[Any], columns: _Columns, name: str) -> tuple[str, ...]:
         return tuple(sorted(there))
     if columns.kind == "numbers" and max(there, default=-1) < _MOST_CLASSES:
         return tuple(str(number) for number in range(int(max(there, default=-1)) + 1))
-    raise ValueError(
+    raise UserError(
         f'the label column "{columns.label}" of {name} has {columns.kind} for more than {_MOST_CLASSES:,} classes: it '
         "holds something else, so name another with data.label_column."
     )
@@ -356,7 +357,7 @@ def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[s
         if target != target:  # NaN
             target = None
         if target is not None and target not in numbers:
-            raise ValueError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
+            raise UserError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
         return Record(name, content or b"", numbers[target] if target is not None else None)
 
     return of
@@ -366,7 +367,7 @@ def _kept_elsewhere(name: str, path: str | None, folder: Path) -> bytes:
     try:
         return (folder / path).read_bytes() if path else b""
     except OSError as error:
-        raise ValueError(f"{name} is kept in {folder / (path or '')}, which cannot be read.") from error
+        raise UserError(f"{name} is kept in {folder / (path or '')}, which cannot be read.") from error
 
 
 def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:
@@ -374,4 +375,4 @@ def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return read(*arguments)
     except Exception as error:
-        raise ValueError(f"{file} is not a readable parquet file.") from error
+        raise UserError(f"{file} is not a readable parquet file.") from error

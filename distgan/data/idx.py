@@ -10,6 +10,8 @@ from typing import IO, cast
 
 import numpy as np
 
+from distgan.errors import UserError
+
 
 def folder(path: Path, *, below: str) -> Path | None:
     """Returns where the IDX files are: a folder itself, or where torchvision keeps them below it, if anywhere."""
@@ -27,7 +29,7 @@ def shape(file: Path) -> tuple[int, ...]:
     """Returns the shape that a file's header gives.
 
     Raises:
-        ValueError: the file is missing, damaged or of another format.
+        UserError: the file is missing, damaged or of another format.
     """
     with _opened(file) as stream:
         return _header(file, stream)
@@ -37,7 +39,7 @@ def read(file: Path, dimensions: int) -> np.ndarray:
     """Reads a file to its end, where gzip keeps its checksum: uint8 of as many dimensions.
 
     Raises:
-        ValueError: the file is missing, damaged or of another format.
+        UserError: the file is missing, damaged or of another format.
     """
     with _opened(file) as stream:
         sizes = _header(file, stream)
@@ -45,7 +47,7 @@ def read(file: Path, dimensions: int) -> np.ndarray:
         content = stream.read(size) if size < 2**34 else b""
         rest = stream.read(1)
     if len(sizes) != dimensions or len(content) != size or rest:
-        raise ValueError(f"{file} does not hold what its header says.")
+        raise UserError(f"{file} does not hold what its header says.")
     return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
 
 
@@ -55,16 +57,16 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield cast(IO[bytes], stream)
     except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist.") from error
+        raise UserError(f"{file} does not exist.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} is damaged or cut short.") from error
+        raise UserError(f"{file} is damaged or cut short.") from error
 
 
 def _header(file: Path, stream: IO[bytes]) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) != 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
-        raise ValueError(f"{file} is not an IDX file of bytes.")
+        raise UserError(f"{file} is not an IDX file of bytes.")
     sizes = stream.read(4 * magic[3])
     if len(sizes) != 4 * magic[3]:
-        raise ValueError(f"{file} is damaged or cut short.")
+        raise UserError(f"{file} is damaged or cut short.")
     return struct.unpack(f">{magic[3]}I", sizes)

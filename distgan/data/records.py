@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from distgan import paths
-from distgan.config import DataConfig
+from distgan.errors import UserError
+from distgan.recipe import DataConfig
 
 _NUMBERED = 20  # classes at most, that a line names
 
@@ -99,7 +100,7 @@ def existing_folder(path: str | None) -> Path:
     """Returns `data.path`, which must be a folder. Raises ValueError where it is none."""
     assert path is not None
     if not paths.is_folder(path):
-        raise ValueError(f"data.path is {path}, but there is no such folder.")
+        raise UserError(f"data.path is {path}, but there is no such folder.")
     return Path(path)
 
 
@@ -108,11 +109,11 @@ def contents(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
 
 
 def refuse_columns(data: DataConfig, place: Path) -> None:
     """Raises ValueError where a configuration or a column is named, though the files found have neither."""
     for key in ("config", "image_column", "label_column"):
         if getattr(data, key) is not None:
-            raise ValueError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")
+            raise UserError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from distgan.config import DataConfig
 from distgan.data import cifar, idx
 from distgan.data.folders import folder
 from distgan.data.huggingface import hub_or_copy
 from distgan.data.records import Record, Source, refuse_columns
+from distgan.errors import UserError
+from distgan.recipe import DataConfig
 
 _FASHION_MNIST = (
     "T-shirt/top",
@@ -30,7 +31,7 @@ def find(data: DataConfig) -> Source:
     """Finds the source that the configuration names; reads no picture yet.
 
     Raises:
-        ValueError: one sentence on what is missing, empty, damaged, of another layout, or not to be had.
+        UserError: one sentence on what is missing, empty, damaged, of another layout, or not to be had.
     """
     return _SOURCES[data.source](data)
 
@@ -40,7 +41,7 @@ def _digits(data: DataConfig) -> Source:
     from sklearn.datasets import load_digits
 
     if data.path is not None:
-        raise ValueError(f"data.path is {data.path}, but digits come with scikit-learn: leave it out (null).")
+        raise UserError(f"data.path is {data.path}, but digits come with scikit-learn: leave it out (null).")
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).astype(np.float32)
 
@@ -65,7 +66,7 @@ def _fashion_mnist(data: DataConfig) -> Source:
         return hub_or_copy(data, "zalando-datasets/fashion_mnist", channels=1)
     name = {"train": "train", "test": "t10k"}.get(data.split)
     if name is None:
-        raise ValueError(f"data.split is {data.split}, but the IDX files have train and test.")
+        raise UserError(f"data.split is {data.split}, but the IDX files have train and test.")
     refuse_columns(data, folder)
     images, labels = (idx.file(folder, f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     shape = idx.shape(images)
@@ -74,9 +75,9 @@ def _fashion_mnist(data: DataConfig) -> Source:
     def records(every: int) -> Iterator[Record]:
         pictures, targets = idx.read(images, 3), idx.read(labels, 1)
         if len(pictures) != len(targets):
-            raise ValueError(f"{images} has {len(pictures)} images, but {labels} has {len(targets)} labels.")
+            raise UserError(f"{images} has {len(pictures)} images, but {labels} has {len(targets)} labels.")
         if len(targets) and targets.max() >= len(_FASHION_MNIST):
-            raise ValueError(f"{labels} has labels up to {targets.max()}, but there are 10 classes.")
+            raise UserError(f"{labels} has labels up to {targets.max()}, but there are 10 classes.")
         for i in range(0, len(pictures), every):
             yield Record(f"image {i} of {images.name}", pictures[i], int(targets[i]))
 
@@ -92,7 +93,7 @@ def _fashion_mnist(data: DataConfig) -> Source:
 
 def _hub(data: DataConfig) -> Source:
     if data.id is None:
-        raise ValueError("data.source is hub, but data.id is not set: give a data set's id, such as owner/name.")
+        raise UserError("data.source is hub, but data.id is not set: give a data set's id, such as owner/name.")
     return hub_or_copy(data, data.id, channels=3)
 
 

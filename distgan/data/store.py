@@ -34,13 +34,14 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from distgan import paths
-from distgan.config import DataConfig
+from distgan import files, paths
 from distgan.data import sources
 from distgan.data.decode import DeepError, UndecodableError, extent, nearly_one_colour, picture
 from distgan.data.depth import Extent, Scale, scale_of
 from distgan.data.records import Record, Source
+from distgan.errors import UserError
 from distgan.progress import shown
+from distgan.recipe import DataConfig
 
 T = TypeVar("T")
 
@@ -86,7 +87,7 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
         like: the training images that these are compared with: pictures of more than 8 bits take their scale.
 
     Raises:
-        ValueError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
+        UserError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
             or there are fewer images than one batch.
     """
     source = sources.find(data)
@@ -96,7 +97,7 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
         if scale != images.scale:
             images = _opened(source, data, scale) or _prepare_alone(source, data, scale)
     if len(images.pixels) < batch_size:
-        raise ValueError(
+        raise UserError(
             f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
         )
     return dataclasses.replace(images, left_out=source.left_out)
@@ -106,13 +107,13 @@ def test_split(data: DataConfig) -> DataConfig:
     """Returns the images of a source that nobody trains on.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
     other = sources.find(data).unseen
     if other is None and data.source == "folder":
-        raise ValueError(f"{data.path} has no other split, such as sub-folders train and test, to take images from.")
+        raise UserError(f"{data.path} has no other split, such as sub-folders train and test, to take images from.")
     if other is None:
-        raise ValueError(f"{data.path or data.id or data.source} has no test split besides what is trained on.")
+        raise UserError(f"{data.path or data.id or data.source} has no test split besides what is trained on.")
     return dataclasses.replace(data, split=other)
 
 
@@ -129,7 +130,7 @@ def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -
         fingerprint = source.fingerprint()
         with writing(cache):
             memo.parent.mkdir(parents=True, exist_ok=True)
-            _replace(memo, fingerprint)
+            files.replace(memo, fingerprint.encode())
     made = [_FORMAT, fingerprint, data.image_size, data.channels or source.channels, data.skip_bad]
     if scale is not None:
         made.append(dataclasses.asdict(scale))
@@ -151,7 +152,7 @@ def preview(
         uint8 (at most count, C, H, W), labels int64, -1 where there is none, and the scale that was used.
 
     Raises:
-        ValueError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
+        UserError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
     """
     chosen, channels = list(spread(source, count)), data.channels or source.channels
     try:
@@ -161,7 +162,7 @@ def preview(
         scale = (scale or Scale()).or_else((prepared and prepared.scale) or _measured(chosen))
         decoded = list(_decoded(chosen, data, channels, [], scale))
     if not decoded:
-        raise ValueError(f"none of {count} pictures can be decoded.")
+        raise UserError(f"none of {count} pictures can be decoded.")
     labels = [record.label if record.label is not None else -1 for record, _ in decoded]
     return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels), scale
 
@@ -170,7 +171,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
     """Checks that every picture of a source has the size and channels of `data` already, so that none is resized.
 
     Raises:
-        ValueError: one has not, or cannot be read.
+        UserError: one has not, or cannot be read.
     """
     wanted = (data.image_size, data.image_size, data.channels)
     for record in sources.find(data).records(1):
@@ -183,9 +184,9 @@ def refuse_other_shapes(data: DataConfig) -> None:
                     1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
                 )
         except Exception as error:  # Pillow's openers meet damage, and a decompression bomb, with nearly everything
-            raise ValueError(f"{record.name} is no picture that can be read.") from error
+            raise UserError(f"{record.name} is no picture that can be read.") from error
         if found != wanted:
-            raise ValueError(
+            raise UserError(
                 f"{record.name} is {'x'.join(map(str, found))}, but the generator draws "
                 f"{'x'.join(map(str, wanted))}: resize or convert the pictures first."
             )
@@ -216,7 +217,7 @@ def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Ima
     images = dataclasses.replace(images, plain=int(nearly_one_colour(low, high).sum()))
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well, with this work at each start
         described = json.loads((folder / "store.json").read_text())
-        _replace(folder / "store.json", json.dumps({**described, "plain": images.plain}))
+        files.replace(folder / "store.json", json.dumps({**described, "plain": images.plain}).encode())
     return images
 
 
@@ -264,7 +265,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
     needed = source.count * channels * data.image_size**2
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"the images need {needed / 1e6:,.1f} MB in {folder.parent}, where {free / 1e6:,.1f} MB are free: "
             "make room, or choose another folder with --data.cache=DIR."
         )
@@ -309,7 +310,7 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         stream.flush()
         os.fsync(stream.fileno())
     if not labels:
-        raise ValueError(f"{data.source} has no picture that can be decoded.")
+        raise UserError(f"{data.source} has no picture that can be decoded.")
     if scale is not None:  # a run must not resume on the same files by another scale
         content.update(json.dumps(dataclasses.asdict(scale)).encode())
     np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
@@ -370,7 +371,7 @@ def _decoded(
         elif data.skip_bad:
             skipped.append(record.name)
         else:
-            raise ValueError(
+            raise UserError(
                 f"{record.name} {outcome}: mend or remove it, or leave such pictures out with --data.skip_bad=true."
             ) from outcome
 
@@ -400,15 +401,9 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"the cache folder {folder} cannot be written ({error.strerror}): choose another with --data.cache=DIR."
         ) from error
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def _umask() -> int:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from distgan import seeding
-from distgan.config import ModelConfig, nearest
+from distgan.errors import UserError, nearest
 from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
 from distgan.models.layers import CHUNK, Generator, eval_mode, frozen
+from distgan.recipe import ModelConfig
 
 __all__ = [
     "ARCHITECTURES",
@@ -79,7 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def _architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
-        raise ValueError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
+        raise UserError(f'model.architecture is "{name}", which is unknown: {nearest(name, list(ARCHITECTURES))}')
     return ARCHITECTURES[name]
 
 
@@ -87,11 +88,11 @@ def d_norm(model: ModelConfig) -> str:
     """Returns the discriminator's normalisation: `model.d_norm`, or the architecture's default if that is unset.
 
     Raises:
-        ValueError: the architecture is unknown, or has no such norm.
+        UserError: the architecture is unknown, or has no such norm.
     """
     norms = _architecture(model.architecture).d_norms
     if model.d_norm not in (None, *norms):
-        raise ValueError(f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(norms)}.")
+        raise UserError(f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(norms)}.")
     return model.d_norm or norms[0]
 
 
@@ -99,13 +100,13 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
-        ValueError: the architecture is unknown, has no such norm, or takes no labels where there are some.
+        UserError: the architecture is unknown, has no such norm, or takes no labels where there are some.
     """
     norm = d_norm(model)
     architecture = _architecture(model.architecture)
     generator, discriminator = architecture.generator(model, shape), architecture.discriminator(model, shape)
     if generator.class_counts != shape.class_counts:
-        raise ValueError(f"model.conditional is true, but {model.architecture} takes no labels.")
+        raise UserError(f"model.conditional is true, but {model.architecture} takes no labels.")
     assert has_batch_norm(discriminator) == (norm == "batch"), f"{model.architecture}'s d_norms must say batch norm"
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
         rng = seeding.torch_generator(seed, f"init.{name}")
@@ -130,7 +131,7 @@ def build_generator(model: ModelConfig, shape: Shape) -> Generator:
     """Returns a generator whose weights are yet to be loaded or drawn.
 
     Raises:
-        ValueError: the architecture is unknown.
+        UserError: the architecture is unknown.
     """
     generator = _architecture(model.architecture).generator(model, shape)
     generator.class_names = shape.class_names

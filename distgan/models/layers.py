@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan import seeding
-from distgan.config import nearest
+from distgan.errors import UserError, nearest
 
 CHUNK = 64  # images per forward pass of a drawing generator: fixed and always full, so that no rounding depends on n
 
@@ -45,10 +45,10 @@ class Generator(nn.Module):
                 each class as often as the training images have it.
 
         Raises:
-            ValueError: n is not positive, or there is no such class.
+            UserError: n is not positive, or there is no such class.
         """
         if n < 1:
-            raise ValueError(f"the number of samples is {n}, but must be at least 1.")
+            raise UserError(f"the number of samples is {n}, but must be at least 1.")
         label = self.label_of(label) if label is not None else None
         return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
 
@@ -56,23 +56,23 @@ class Generator(nn.Module):
         """Returns the label of a class that is named, or given by its label.
 
         Raises:
-            ValueError: there is no such class, or none of the training images was of it.
+            UserError: there is no such class, or none of the training images was of it.
         """
         if isinstance(wanted, str) and self.class_counts:
             found = self.named(wanted)
             if found is None:
                 hint = nearest(wanted, self.class_names) if self.class_names else "its classes have numbers only."
-                raise ValueError(f'class "{wanted}" is asked for, which the generator does not have: {hint}')
+                raise UserError(f'class "{wanted}" is asked for, which the generator does not have: {hint}')
             label = found
         else:
             label = int(wanted) if self.class_counts else -1
         if not self.class_counts:
-            raise ValueError(f"class {wanted} is asked for, but the generator was trained without labels.")
+            raise UserError(f"class {wanted} is asked for, but the generator was trained without labels.")
         if not 0 <= label < len(self.class_counts):
             last = len(self.class_counts) - 1
-            raise ValueError(f"class {wanted} is asked for, but the generator has the classes 0 to {last}.")
+            raise UserError(f"class {wanted} is asked for, but the generator has the classes 0 to {last}.")
         if self.class_counts[label] == 0:
-            raise ValueError(f"class {wanted} is asked for, but none of the training images was of it.")
+            raise UserError(f"class {wanted} is asked for, but none of the training images was of it.")
         return label
 
     def named(self, name: str) -> int | None:

@@ -1,0 +1,178 @@
+"""What feeds the loop: this rank's share of each global batch: real images, labels, latents and random draws.
+
+Everything here is a function of the run's seed and of `update`, the number of a discriminator update counted over the
+whole run, which is the one clock of what is fed.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distgan import seeding
+from distgan.data.store import Images
+from distgan.recipe import DataConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's share of a global batch, or a part of it where gradients accumulate."""
+
+    real: Tensor
+    """Real images, (N, C, H, W) in [-1, 1]."""
+    y: Tensor | None
+    """Labels of real images and fakes alike, (N,) int64; None where the networks take none."""
+    z: Tensor
+    """Latents, (N, latent_dim) from N(0, 1)."""
+    draw: Callable[[str, int], Tensor]
+    """(stream, n) -> (N, n) uniform in [0, 1): n numbers for each image, independent for each stream."""
+    update: int
+    """Number of this update of the discriminator, from 0, over the whole run."""
+    weight: float
+    """Its part of the share; the weights of all parts sum to 1."""
+    whole: bool
+    """Whether it is all of the share."""
+    last: bool
+    """Whether it is the last part of the share."""
+
+
+def parts(batch_size: int, *, world: int, most: int | None) -> int:
+    """Returns the number of equal parts of a rank's share of a batch, of at most `most` images each."""
+    share = batch_size // world
+    return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= (most or share))
+
+
+def shares(batch_size: int, *, rank: int, world: int, most: int | None = None) -> list[slice]:
+    """Returns where the parts of this rank's share lie in a global batch; `most` is `train.max_batch_per_device`."""
+    size, count = batch_size // world, parts(batch_size, world=world, most=most)
+    first, step = rank * size, size // count
+    return [slice(start, start + step) for start in range(first, first + size, step)]
+
+
+class Feed:
+    """Gives this rank what each update of the discriminator, and of the generator after it, is computed from."""
+
+    def __init__(
+        self,
+        images: Images,
+        data: DataConfig,
+        *,
+        labels: bool,
+        latent_dim: int,
+        seed: seeding.RunSeed,
+        batch_size: int,
+        shares: Sequence[slice],
+        device: torch.device,
+    ) -> None:
+        """Puts the images where they are to live.
+
+        Args:
+            images: all training images.
+            data: where they are kept, and whether they are flipped.
+            labels: whether the networks take labels, which all images then have.
+            latent_dim: length of a latent.
+            seed: of the order, flips, latents and augmentation.
+            batch_size: images per update, over all ranks.
+            shares: the parts of this rank's share of a batch.
+            device: of the networks.
+        """
+        self._pixels = images.pixels
+        self._labels = images.labels if labels else None
+        self._prefetch: ThreadPoolExecutor | None = None
+        if _placement(images, data, device) == "device":
+            # A store is memory-mapped: on the CPU, too, a copy takes the disk out of the loop.
+            self._pixels = images.pixels.to(device, copy=True)
+            self._labels = self._labels.to(device) if self._labels is not None else None
+        elif device.type == "cuda" or data.placement == "host":
+            self._prefetch = ThreadPoolExecutor(max_workers=1)
+        self._ahead: tuple[tuple[str, int, int], Future[_Gathered]] | None = None
+        self._seed, self._batch_size, self._shares = seed, batch_size, shares
+        self._latent_dim, self._flip, self._device = latent_dim, data.flip, device
+        self._made: list[Batch] = []
+        self._made_for: tuple[str, int] | None = None
+
+    def pieces(self, update: int) -> Iterator[Batch]:
+        """Yields the parts of this rank's share of an update; the last update's are kept, and given again if asked."""
+        wanted = (str(self._seed), update)  # a rollback changes the draws of the same update
+        if self._made_for != wanted:
+            self._made_for, self._made = wanted, []
+        for i in range(len(self._shares)):
+            if i == len(self._made):
+                self._made.append(self._make(update, i))
+            yield self._made[i]
+
+    def _make(self, update: int, i: int) -> Batch:
+        real, y = self._real(update, i)
+        z = seeding.latents(
+            self._seed, "latents", update, batch=self._batch_size, dim=self._latent_dim, share=self._shares[i]
+        )
+        count = len(self._shares)
+        return Batch(
+            real=real,
+            y=y,
+            z=to_device(z, self._device),
+            draw=self._draws(update, i),
+            update=update,
+            weight=1 / count,
+            whole=count == 1,
+            last=i == count - 1,
+        )
+
+    def _real(self, update: int, i: int) -> "_Gathered":
+        """Returns images (N, C, H, W) in [-1, 1], and their labels (N,)."""
+        pixels, labels = (self._gather if self._prefetch is None else self._fetch)(update, i)
+        pixels = to_device(pixels, self._device)
+        if self._flip:
+            flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._shares[i]]
+            mirrored = to_device(torch.from_numpy(flips), self._device).view(-1, 1, 1, 1)
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
+        real = pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1)
+        return real, to_device(labels, self._device) if labels is not None else None
+
+    def _draws(self, update: int, i: int) -> Callable[[str, int], Tensor]:
+        share = self._shares[i]
+
+        def draw(stream: str, count: int) -> Tensor:
+            u = seeding.uniforms(self._seed, stream, update, batch=self._batch_size, count=count, share=share)
+            return to_device(u, self._device)
+
+        return draw
+
+    def _gather(self, update: int, i: int) -> "_Gathered":
+        """Returns this rank's images, uint8, and labels, where the store is; pinned on their way to a GPU."""
+        position = update * self._batch_size
+        indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[i]]
+        chosen = to_device(torch.from_numpy(indices), self._pixels.device)
+        pixels, labels = self._pixels[chosen], self._labels[chosen] if self._labels is not None else None
+        return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
+
+    def _fetch(self, update: int, i: int) -> "_Gathered":
+        """Returns the part that was gathered while the one before was computed, and starts on the next."""
+        assert self._prefetch is not None
+        seed = str(self._seed)  # a rollback makes what was gathered ahead of it useless
+        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, i) else None
+        gathered = waiting.result() if waiting is not None else self._gather(update, i)
+        following = (update, i + 1) if i + 1 < len(self._shares) else (update + 1, 0)
+        self._ahead = ((seed, *following), self._prefetch.submit(self._gather, *following))
+        return gathered
+
+
+_Gathered = tuple[Tensor, Tensor | None]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Moves a tensor without making the host wait: a copy from pinned memory is queued behind the work before it."""
+    if device.type == "cpu" or tensor.device == device:
+        return tensor
+    pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
+def _placement(images: Images, data: DataConfig, device: torch.device) -> str:
+    """Decides between `device` and `host`. On the CPU `auto` is neither: the stored file is indexed as it is."""
+    if data.placement != "auto" or device.type != "cuda":
+        return data.placement
+    free, _ = torch.cuda.mem_get_info(device)
+    return "device" if images.pixels.nbytes < free / 2 else "host"  # the rest is for networks and activations

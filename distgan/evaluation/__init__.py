@@ -1,0 +1,338 @@
+"""Measures generators against real images: the same numbers on any number of ranks, and how they came about.
+
+Each rank draws and looks at its share of the images; what is summed is summed in float64 over all ranks, and only what
+KID and PRDC need of single images goes to rank zero, which computes the scores. What real images look like to an
+extractor is computed once and kept in the cache.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distgan import __version__, data, paths, seeding
+from distgan.errors import UserError
+from distgan.evaluation import scores
+from distgan.evaluation import weights as extractor_weights
+from distgan.evaluation.extractors import Classifier, Extractor, Inception
+from distgan.evaluation.scores import ClassSums, Moments
+from distgan.evaluation.weights import Weights
+from distgan.models import CHUNK, Generator, Shape
+from distgan.parallel.ranks import Ranks
+from distgan.progress import shown
+from distgan.recipe import EVAL_METRICS, DataConfig, EvalConfig
+from distgan.storage import bundle, cache, tensors
+from distgan.storage.report import Report
+
+_FORMAT = 1  # of what is kept of real images; goes up whenever anything changes it
+_STREAM = "evaluation"
+_SPLITS = 10  # of the Inception score
+_NEIGHBOUR = 5  # of PRDC
+_PRDC_MOST = 10_000  # images of each kind, as its authors take: it compares all pairs
+_BLOCK = 1000  # images of each kind in a block of KID
+_SAID_OF_A_REFERENCE = {  # where pictures are refused: a reference has no settings of its own
+    "data.path": "the reference",
+    ", or leave such pictures out with --data.skip_bad=true": "",
+    "data.split is train, but the splits in": "the splits in the reference",
+    "choose one with --data.split=NAME": "give the folder of one of them",
+}
+
+
+class Measured(NamedTuple):
+    """What was measured, and how."""
+
+    numbers: dict[str, float]
+    """By name: those asked for; `spread` of the features; of the classifier's `classes` how many are `drawn`."""
+    protocol: dict[str, Any]
+    """All that another number must share to be compared with these."""
+
+    def report(self, generator: str, step: int, floor: dict[str, float] | None) -> Report:
+        """Returns the numbers with what real images score and the protocol, for a file."""
+        return Report(generator, step, self.numbers, floor, self.protocol)
+
+
+class Evaluation:
+    """One extractor, one set of real images and what is asked for. Made by each rank alone; `join` comes after."""
+
+    extractor: Extractor
+    """On the ranks' device, once joined."""
+    floor: dict[str, float] | None
+    """Once joined: what real images of the other split score, which no generator is expected to beat; None where the
+    source has no such split."""
+
+    def __init__(
+        self, config: EvalConfig, images: DataConfig, shape: Shape, *, rank: int, own_weights: Path | None = None
+    ) -> None:
+        """Finds whatever can be wrong; on rank zero has the extractor's weights ready, training them if need be.
+
+        Args:
+            config: what is asked for.
+            images: the data set that the generator was trained on.
+            shape: of the generator's images.
+            rank: of this process.
+            own_weights: file of the classifier that the generator's run has measured itself by, if it has.
+
+        Raises:
+            UserError: real images, labels or weights are missing or do not fit, or there are too few images.
+        """
+        self._config, self._data, self._shape = config, images, shape
+        self._real = _find(config.reference, images, shape)
+        self._check_counts()
+        if rank == 0 and config.reference not in ("train", "test") and self._real.images.left_out:
+            print(f"distgan: {self._real.images.left_out}", file=sys.stderr, flush=True)
+        self._weights = extractor_weights.find(config, images, shape, own=own_weights) if rank == 0 else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the real images."""
+        return self._real.images.fingerprint
+
+    @property
+    def weights(self) -> Weights:
+        """Returns the extractor's weights; after `join` also on ranks other than zero."""
+        assert self._weights is not None
+        return self._weights
+
+    def join(self, ranks: Ranks, *, progress: bool = False) -> None:
+        """Collective: gives every rank the extractor, and rank zero what it makes of the real images."""
+        self._ranks, self._progress = ranks, progress
+        self._weights = ranks.on_rank_zero(lambda: self._weights)
+        self.extractor = extractor_weights.build(self._config, self.weights, self._shape).to(ranks.accelerator.device)
+        self._reference = self._statistics(self._real)
+        self.floor = self._find_floor()
+
+    def measure(self, generator: Generator, *, seed: int = 0, weights: str = "averaged") -> Measured:
+        """Collective: scores a generator that is the same on every rank, on `eval.num` images.
+
+        Image i is a function of (seed, i) alone. It runs in full precision, changes no random state, and keeps no
+        image.
+
+        Args:
+            generator: on the ranks' device.
+            seed: of the draws.
+            weights: `averaged` or `raw`, which the generator has; for the protocol.
+        """
+        numbers = self._scores(lambda first, _: generator.draw(first, seed=seed, stream=_STREAM), self._config.num)
+        labels = {"labels": "as often as the training images have them"} if generator.class_counts else {}
+        return Measured(numbers, {**self._protocol(seed=seed, weights=weights), **labels})
+
+    def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
+        """Collective."""
+        keep = num if self._asks_for_kid else _PRDC_MOST if "prdc" in self._config.measured else 0
+        drawn_features = self._extract(draw, num, keep=keep, what="evaluating")
+
+        def score() -> dict[str, float]:
+            assert self._reference is not None
+            return self._numbers(self._reference, drawn_features)
+
+        return self._ranks.on_rank_zero(score)
+
+    def _numbers(self, real: "_Features", fake: "_Features") -> dict[str, float]:
+        """Computes, on rank zero, every number that is asked for."""
+        device = self._ranks.accelerator.device
+        distance, score, _, _ = EVAL_METRICS[self._config.extractor]
+        numbers: dict[str, float] = {}
+        for name in self._config.measured:
+            if name == distance:
+                numbers[name] = scores.frechet(real.moments, fake.moments)
+            elif name == score:
+                numbers[name], numbers[f"{name}_std"] = fake.classes.score()
+            elif name == "prdc":
+                rows = (of.rows[:_PRDC_MOST].to(device) for of in (real, fake))
+                numbers |= scores.prdc(*rows, k=_NEIGHBOUR)
+            else:
+                rows = (of.rows[: len(fake.rows)].to(device) for of in (real, fake))
+                numbers[name], error = scores.kid(*rows, block=_BLOCK)
+                if error is not None:
+                    numbers[f"{name}_error"] = error
+        numbers["spread"] = scores.spread(real.moments, fake.moments)
+        if self._config.extractor == "classifier":
+            numbers["classes"] = float(self.extractor.classes)
+            numbers["drawn"] = float((fake.classes.shares > 0.1 * real.classes.shares).sum())
+        return numbers
+
+    def _extract(self, draw: Callable[[int, int], Tensor], num: int, *, keep: int, what: str) -> "_Features":
+        """Collective: one pass of the extractor over images that `draw(first, count)` gives, at least count of them.
+
+        The features of the first `keep` images are kept, on rank zero.
+        """
+        ranks, device = self._ranks, self._ranks.accelerator.device
+        found = _Features.nothing(self.extractor, num)
+        rows = [found.rows]
+        chunks = range(-(-num // CHUNK))
+        mine = chunks[len(chunks) * ranks.rank // ranks.world : len(chunks) * (ranks.rank + 1) // ranks.world]
+        # cuDNN's TF32, which training in bf16 allows, would change the features.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            show = self._progress and ranks.rank == 0
+            for chunk in shown(mine, what, len(mine), each=CHUNK * ranks.world) if show else mine:
+                first = chunk * CHUNK
+                images = draw(first, min(CHUNK, num - first))[: num - first]
+                features, logits = (output.cpu() for output in self.extractor(images.to(device)))
+                found.moments.add(features)
+                found.classes.add(logits, torch.arange(first, first + len(images)))
+                rows.append(features[: max(keep - first, 0)].clone())
+                ranks.alive()
+        ranks.all_reduce_sums([*found.moments.sums.values(), *found.classes.sums.values()])
+        found.rows = ranks.gather_rows(torch.cat(rows))
+        return found
+
+    def _statistics(self, real: "_Real") -> "_Features | None":
+        """Collective: what the extractor makes of real images, on rank zero; out of its cache if it is there."""
+        num = len(real.images.pixels)
+        keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for_kid else 0))
+        described = [_FORMAT, self.weights.sha256, real.images.fingerprint, list(real.images.pixels.shape), keep]
+        folder = cache.path(self._data, "references", described)
+        if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
+            return _Features.read(folder, self.extractor, num) if self._ranks.rank == 0 else None
+        found = self._extract(real.draw, num, keep=keep, what=f"looking at {real.what}")
+        state = {"real": real.what, "extractor": self._config.extractor}
+        self._ranks.on_rank_zero(lambda: cache.put(folder, found.files(), state))
+        return found
+
+    def _find_floor(self) -> dict[str, float] | None:
+        """Collective: the floor, out of rank zero's cache if it is there."""
+        with self._ranks.alone():  # a machine may have to prepare the images
+            other = self._find_other()
+        fingerprints = self._ranks.gather(other.images.fingerprint if other is not None else None)
+        if other is None or len(set(fingerprints)) > 1:  # a machine that lacks the split has no say in the numbers
+            return None
+        num, kept = len(other.images.pixels), self._config.num if self._asks_for_kid else 0
+        described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
+        folder = cache.path(self._data, "floors", described)
+        if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
+            return self._ranks.on_rank_zero(lambda: bundle.read_state(folder))
+        numbers = self._scores(other.draw, num)
+        self._ranks.on_rank_zero(lambda: cache.put(folder, {}, numbers))
+        return numbers
+
+    def _find_other(self) -> "_Real | None":
+        """Finds the split that is not the reference, if the source has it here."""
+        other = {"train": "test", "test": "train"}.get(self._config.reference)
+        try:
+            return _find(other, self._data, self._shape) if other is not None else None
+        except ValueError:
+            return None
+
+    @property
+    def _asks_for_kid(self) -> bool:
+        return EVAL_METRICS[self._config.extractor][2] in self._config.measured
+
+    def _protocol(self, *, seed: int, weights: str) -> dict[str, Any]:
+        num, images = self._config.num, self._real.images
+        real = len(images.pixels)
+        protocol = {
+            "extractor": self._config.extractor,
+            "extractor_weights": self.weights.sha256,
+            "num": num,
+            "reference": self._real.what,
+            "reference_num": real,
+            "reference_fingerprint": images.fingerprint,
+            "resize": self.extractor.resize,
+            "seed": seed,
+            "weights": weights,
+            "version": f"distgan {__version__}, torch {torch.__version__}",
+        }
+        if "prdc" in self._config.measured:
+            drawn, compared = (min(count, _PRDC_MOST) for count in (num, real))
+            protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"
+        if self._asks_for_kid:
+            block = min(_BLOCK, num, real)
+            protocol["kid"] = f"cubic kernel, disjoint blocks of {block}, {min(num, real) // block} in number"
+        return protocol
+
+    def _check_counts(self) -> None:
+        extractor = Inception if self._config.extractor == "inception" else Classifier
+        num, real = self._config.num, len(self._real.images.pixels)
+        distance, _, kernel, _ = EVAL_METRICS[self._config.extractor]
+        if distance in self._config.measured:
+            for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
+                if count <= extractor.dim:
+                    raise UserError(
+                        f"the number of {what} is {count}, but {distance} needs more images than the {extractor.dim} "
+                        f"features that it compares: at least {extractor.dim + 1}. The metrics {kernel},prdc need "
+                        "fewer."
+                    )
+        fewest = max(_SPLITS, _NEIGHBOUR + 1)
+        if min(num, real) < fewest:
+            raise UserError(
+                f"the number of samples is {num} and that of real images {real}, but {fewest} is the least of each."
+            )
+
+
+@dataclass
+class _Features:
+    """What an extractor makes of images: sums over all of them, and the features of some, float32 (N, dim)."""
+
+    moments: Moments
+    classes: ClassSums
+    rows: Tensor
+
+    @classmethod
+    def nothing(cls, extractor: Extractor, num: int) -> "_Features":
+        sums = ClassSums(extractor.classes, num=num, splits=_SPLITS)
+        return cls(Moments(extractor.dim), sums, torch.empty(0, extractor.dim))
+
+    @classmethod
+    def read(cls, folder: Path, extractor: Extractor, num: int) -> "_Features":
+        found = cls.nothing(extractor, num)
+        for name, sums in {"moments": found.moments.sums, "classes": found.classes.sums}.items():
+            read = tensors.read(folder / f"{name}.safetensors")
+            for key, tensor in sums.items():
+                tensor.copy_(read[key])
+        found.rows = tensors.read(folder / "features.safetensors")["rows"]
+        return found
+
+    def files(self) -> bundle.Files:
+        return {"moments": self.moments.sums, "classes": self.classes.sums, "features": {"rows": self.rows}}
+
+
+@dataclass(frozen=True)
+class _Real:
+    """Real images, in a random order that is always the same, so that any number of first ones stands for all."""
+
+    what: str
+    images: data.Images
+
+    @cached_property
+    def _order(self) -> Tensor:
+        total = len(self.images.pixels)
+        return torch.from_numpy(seeding.generator(0, "evaluation.real").permutation(total))
+
+    def draw(self, first: int, count: int) -> Tensor:
+        return self.images.pixels[self._order[first : first + count]]
+
+
+def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
+    """Finds the real images that `eval.reference` names."""
+    if reference == "train":
+        return _Real(f"split {images.split} of {images.source}", data.load(images))
+    if reference == "test":
+        other = data.test_split(images)
+        return _Real(f"split {other.split} of {images.source}", data.load(other, like=images))
+    if not paths.exists(reference):
+        raise UserError(
+            f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
+        )
+    folder = DataConfig(
+        source="folder",
+        path=reference,
+        image_size=shape.image_size,  # type: ignore[arg-type]
+        channels=shape.channels,  # type: ignore[arg-type]
+        cache=images.cache,
+    )
+    try:
+        data.refuse_other_shapes(folder)
+        split = data.find(folder).split
+        found = data.load(folder)
+    except ValueError as error:
+        said = str(error)
+        for of_training, of_a_reference in _SAID_OF_A_REFERENCE.items():
+            said = said.replace(of_training, of_a_reference)
+        raise UserError(said) from error
+    what = f"{f'split {split} of ' if split else ''}a folder of pictures"
+    return _Real(what, found if found.scale is None else data.load(folder, like=images))

@@ -1,0 +1,114 @@
+"""Where an extractor's weights come from: a file of the user's, the run's own, the cache, a download, or a training."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distgan import data
+from distgan.errors import UserError
+from distgan.evaluation import classifier
+from distgan.evaluation.extractors import Classifier, Extractor, Inception
+from distgan.models import Shape
+from distgan.recipe import DataConfig, EvalConfig
+from distgan.storage import bundle, cache, tensors
+
+
+class Weights(NamedTuple):
+    """An extractor's weights."""
+
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    """Of the file that they lie in."""
+    accuracy: float | None
+    """Of a classifier that was trained here: on images that it never saw."""
+    file: Path
+
+
+def find(config: EvalConfig, images: DataConfig, shape: Shape, *, own: Path | None) -> Weights:
+    """Reads the weights, or makes or fetches them first.
+
+    Args:
+        config: names the extractor, and a file if it is the user's.
+        images: what a classifier is trained on.
+        shape: of the images that it will be shown.
+        own: file of the classifier that a run has measured itself by so far, if there is one.
+
+    Raises:
+        UserError: there are none to be had, or they are not this extractor's.
+    """
+    accuracy = None
+    if config.extractor_weights is not None:
+        file = Path(config.extractor_weights)
+    elif config.extractor == "inception":
+        file = _inception()
+    elif own is not None and own.exists():
+        file = own
+    else:
+        file, accuracy = _trained(images)
+    read, sha256 = tensors.read_weights(file)
+    weights = Weights(read, sha256, accuracy, file)
+    build(config, weights, shape)  # refused now rather than on every rank
+    return weights
+
+
+def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
+    """Returns the extractor, on the CPU.
+
+    Raises:
+        UserError: the weights are another network's.
+    """
+    if config.extractor == "inception":
+        return Inception(weights.tensors)
+    classes = len(weights.tensors["last.bias"]) if "last.bias" in weights.tensors else 1
+    network = Classifier(image_size=shape.image_size, channels=shape.channels, classes=classes)
+    tensors.load_into(network, weights.tensors, f"the extractor in {weights.file}")
+    return network.requires_grad_(False)
+
+
+def _trained(images: DataConfig) -> tuple[Path, float]:
+    """Returns the classifier of these images, from the cache or trained now, and its accuracy."""
+    found = data.load(images)
+    if found.labels is None or found.classes is None or not (found.labels >= 0).any():
+        strays = data.find(images).strays if images.source == "folder" else ""
+        raise UserError(
+            f"{images.source} has no labels to train the classifier on{strays and f', because {strays}'}: choose the "
+            "extractor inception, or give the weights of a classifier."
+        )
+    described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
+    folder = cache.path(images, "extractors", described)
+    if not bundle.is_whole(folder):
+        print("training the classifier, once for these images", flush=True)
+        started = time.monotonic()
+        network, accuracy = classifier.train(found.pixels, found.labels, classes=len(found.classes))
+        cache.put(folder, {"extractor": network.state_dict()}, {"accuracy": accuracy, "data": images.source})
+        print(
+            f"the classifier tells {accuracy:.1%} of images right that it never saw "
+            f"({time.monotonic() - started:.0f} s): {folder}",
+            flush=True,
+        )
+    return folder / "extractor.safetensors", bundle.read_state(folder)["accuracy"]
+
+
+def _inception() -> Path:
+    """Returns where torch-fidelity's InceptionV3 lies in torch's cache; fetches it if it is not there.
+
+    Raises:
+        UserError: it cannot be fetched, with what to put where.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    if not file.exists():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=tensors.INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:  # RuntimeError: another hash
+            raise UserError(
+                f"InceptionV3's weights cannot be fetched: on a machine with a network download {URL_INCEPTION_V3} and "
+                f"put it at {file}, or give its path as the extractor's weights; the extractor classifier needs none."
+            ) from error
+    return file

@@ -1,0 +1,57 @@
+"""How a file comes to be: written aside, brought to the disk, and renamed, so that readers find all of it or none."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """Gives a place to write to, which takes the file's name at the end; on an error nothing is left of it.
+
+    A link stays one: what it leads to is replaced.
+    """
+    place = Path(os.path.realpath(file))
+    partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def replace(file: Path, content: bytes, *, durable: bool = False) -> None:
+    """Writes a file in one piece: readers find the old or the new one; `durable`, also after a loss of power."""
+    with whole(file) as partial:
+        write(partial, content, durable=durable)
+    if durable:
+        sync_folder(file.parent)
+
+
+def write(file: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes a file with the umask's permissions; `durable` waits until it is on the disk."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move_aside(path: Path, why: str) -> Path:
+    """Renames a file or folder to end in `.why`, or `.why2` and so on, and returns its new place: nothing is lost."""
+    aside, n = path.with_suffix(f".{why}"), 1
+    while aside.exists():
+        n += 1
+        aside = path.with_suffix(f".{why}{n}")
+    path.rename(aside)
+    return aside

@@ -1,0 +1,138 @@
+"""Gradient penalties on the discriminator: the gradient of each logit with respect to its image in, a number out.
+
+A penalty is one `Penalty`; its name in `PENALTIES` is what `penalty.name` takes. All are added to the discriminator's
+loss before the one backward pass, so that gradients cross the wire once, as without them: no penalty is a collective.
+
+Costs are FLOPs that an update of the discriminator has more: D is a forward pass of the discriminator over the images
+of one kind, D₁ and Dₙ those of its first and last layer. They are of a last layer that is linear; a convolution costs
+Dₙ more, because PyTorch differentiates it with respect to more than is needed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distgan.errors import UserError, unknown_name
+from distgan.objective.augment import Draw
+from distgan.recipe import PenaltyConfig
+
+Place = Literal["real", "fake", "between"]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A penalty on the slope of the discriminator."""
+
+    at: Place
+    """Which images it takes the gradient at: real ones, fakes, or images between the two of each pair."""
+    of: Callable[[Tensor], Tensor]
+    """Gradients (N, C, H, W), one for each image -> what each image adds, (N,)."""
+    weight: float
+    """Its weight if `penalty.weight` is unset."""
+
+
+def _squared_norm(gradient: Tensor) -> Tensor:
+    return gradient.square().sum((1, 2, 3))
+
+
+def _distance_of_norm_from_1(gradient: Tensor) -> Tensor:
+    # The root's slope is infinite at 0, where a critic of constant logits begins.
+    return ((_squared_norm(gradient) + 1e-12).sqrt() - 1).square()
+
+
+PENALTIES: dict[str, Penalty] = {
+    # WGAN-GP's (Gulrajani et al. 2017, eq. 3 and algorithm 1): E[(|grad l(x)| - 1)^2]. Each x lies on the line from a
+    # fake to the real image of its place in the batch, a uniform number says where. It costs 6 D - 3 Dₙ: a forward
+    # pass, the gradient, and the rest to differentiate that.
+    "wgan_gp": Penalty("between", _distance_of_norm_from_1, 10.0),
+    # R1 (Mescheder et al. 2018, eq. 9): E[|grad l(x)|^2] / 2 at the real images. It costs 3 D + D₁ - Dₙ, because it
+    # shares the forward pass, and most of the backward pass, with the loss; in mixed precision it has its own, as
+    # WGAN-GP's.
+    "r1": Penalty("real", lambda gradient: _squared_norm(gradient) / 2, 10.0),
+    # R2 (Mescheder et al. 2018, eq. 10): the same at the fakes, for the same cost.
+    "r2": Penalty("fake", lambda gradient: _squared_norm(gradient) / 2, 10.0),
+}
+
+
+@dataclass(frozen=True)
+class Due:
+    """The penalties that are due at an update, and with what weight."""
+
+    weights: Mapping[str, float]
+    """By the penalty's name."""
+    reuse: bool
+    """Whether a penalty may differentiate the loss's own logits: not in mixed precision."""
+
+    def shares_pass_at(self, place: Place) -> bool:
+        """Tells whether one of them differentiates the loss's own logits of these images."""
+        return self.reuse and any(PENALTIES[name].at == place for name in self.weights)
+
+
+class Penalties:
+    """The penalties of a run."""
+
+    weights: dict[str, float]
+    """Of each where it is due, by its name."""
+
+    def __init__(self, config: PenaltyConfig, *, mixed_precision: bool) -> None:
+        """Finds the penalties by name.
+
+        Args:
+            config: which penalties, how heavy, how often.
+            mixed_precision: whether the loss's logits are computed in bf16 or fp16.
+
+        Raises:
+            UserError: a penalty is unknown.
+        """
+        for name in config.names:
+            if name not in PENALTIES:
+                raise UserError(unknown_name("penalty.name", name, [*PENALTIES]))
+        # At every n-th update n times as heavy, so that it weighs the same on the whole (Karras et al. 2020,
+        # StyleGAN2, appendix B; there it has updates of its own, for which Adam is slowed, here it shares those of the
+        # loss).
+        self.weights = {
+            name: config.every * (PENALTIES[name].weight if config.weight is None else config.weight)
+            for name in config.names
+        }
+        self._every, self._reuse = config.every, not mixed_precision
+
+    def due(self, update: int) -> Due:
+        """Returns what is due at an update of the discriminator, counted over the whole run."""
+        return Due({} if update % self._every else self.weights, self._reuse)
+
+
+def penalised(
+    due: Due,
+    critic: Callable[[Tensor, str], Tensor],
+    draw: Draw,
+    *,
+    real: tuple[Tensor, Tensor],
+    fake: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Returns the weighted sum of the penalties that are due, a scalar that can be differentiated.
+
+    Args:
+        due: which, and how heavy.
+        critic: (images, which) -> logits, in full precision; `which` tells draws of augmentation from others.
+        draw: uniform numbers for the images.
+        real: real images (N, C, H, W) before augmentation, and the loss's logits of them (N,).
+        fake: the same of the fakes.
+    """
+    total = real[0].new_zeros(())
+    for name, weight in due.weights.items():
+        penalty = PENALTIES[name]
+        if penalty.at == "between":
+            share = draw("penalty", 1)[:, :, None, None].to(real[0].dtype)
+            images = torch.lerp(fake[0].detach(), real[0].detach(), share).requires_grad_(True)
+            logits = critic(images, "penalty")
+        else:
+            images, logits = real if penalty.at == "real" else fake
+            if not images.requires_grad:
+                images = images.detach().requires_grad_(True)
+                logits = critic(images, penalty.at)
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        total = total + weight * penalty.of(gradient).mean()
+    return total

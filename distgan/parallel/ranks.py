@@ -1,0 +1,319 @@
+"""Ranks: the only place that configures Accelerate, and all that processes must agree on.
+
+Training data never passes through here, except DDP's gradients, which Accelerate's wrappers reduce. What rank zero
+decides or does alone goes through `on_rank_zero`, over a group of its own. Groups wait with endless patience: nothing
+that one rank is slow at makes the others time out; the watchdog notices who is lost.
+"""
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from torch import Tensor
+
+from distgan.errors import StoppedError, UserError, is_reported, mark_reported
+from distgan.parallel.launch import MIXED_PRECISION, follow_launcher, launched_ranks, use_cpu
+from distgan.parallel.meeting import meet
+from distgan.parallel.stopping import WARNING_SIGNALS, Requests
+from distgan.parallel.watchdog import Watchdog
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(days=1)  # of those who wait, for a machine that prepares its images, say; see watchdog.py
+
+_in_this_process = threading.Lock()  # held by the run of this process
+_forked = threading.Event()
+os.register_at_fork(after_in_child=_forked.set)
+os.register_at_fork(after_in_child=_in_this_process._at_fork_reinit)  # type: ignore[attr-defined]  # it is the parent's
+
+
+@contextmanager
+def _left_as_it_was() -> Iterator[None]:
+    """Puts back what Accelerate and `join` set for the whole process, so that another run in it starts as this one did.
+
+    Raises:
+        UserError: a run goes on in another thread.
+    """
+    if not _in_this_process.acquire(blocking=False):
+        raise UserError(
+            "another run goes on in this process, and the two would share Accelerate's state: wait until it is done, "
+            "or start this one in a process of its own."
+        )
+    shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
+    before, threads = [dict(state) for state in shared], torch.get_num_threads()
+    environment = {name: os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "GLOO_SOCKET_IFNAME")}
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only, tf32 = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.allow_tf32
+    try:
+        for state in shared:
+            state.clear()
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for state, was in zip(shared, before, strict=True):
+            state.clear()
+            state.update(was)
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.allow_tf32 = tf32
+        _in_this_process.release()
+
+
+class Ranks:
+    """The ranks of one start and what they agree on; as a context it finds them, watches over them, ends with them.
+
+    Until `join` there is no process group, and no GPU is touched. The process is left as it was, for another run.
+    """
+
+    accelerator: Accelerator
+    """The one Accelerator, once joined."""
+
+    def __init__(self, *, timeout: float) -> None:
+        """Reads rank and world from the launcher. `timeout` is `run.timeout`, in seconds."""
+        self.rank, self.world = launched_ranks()
+        self.watchdog: Watchdog | None = None
+        self._timeout = timeout
+        self.requests = Requests()
+        self._group: Any = None
+        self._store: Any = None  # the launcher's, of several ranks
+        self._gathered = 0  # times, before `join`
+        self._explained = False
+        self._together: BaseException | None = None  # an error that every rank raises
+        self._process = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Collective: waits for all ranks and begins the watch over them.
+
+        Raises:
+            LostRankError, UserError: as `meet`.
+        """
+        with ExitStack() as undo:
+            undo.enter_context(_left_as_it_was())
+            if _forked.is_set():  # as notebook_launcher's: of torch's threads in the parent there are none here,
+                torch.set_num_threads(1)  # and work that is shared out to them would never be done
+            follow_launcher()
+            # These are kept for when the run can save; the others end it until then.
+            self.requests.listen(*WARNING_SIGNALS)
+            undo.callback(self.requests.unlisten, *WARNING_SIGNALS)
+            if self.world > 1:
+                self._store, nodes = meet(timeout=self._timeout)
+                self.watchdog = Watchdog(self._store, self.rank, self.world, nodes=nodes, timeout=self._timeout)
+                self.watchdog.start()
+            self._process = undo.pop_all()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Collective where there is no error: ends the watch and the process group."""
+        with self._process:
+            if error is not None:
+                self.report_failure(error)
+            together = error is None or error is self._together  # else another rank may be gone, or still at work
+            if self.watchdog is not None and together:
+                self.gather(None)  # nobody leaves while another still waits for it
+            if self.watchdog is not None and (together or isinstance(error, UserError)):
+                self.watchdog.stop()
+            if dist.is_initialized() and together:
+                dist.destroy_process_group()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wraps what a rank does by itself, however long it takes, such as preparing its machine's images."""
+        return nullcontext() if self.watchdog is None else self.watchdog.alone()
+
+    def join(
+        self, *, precision: str = "fp32", deterministic: bool = False, tracker: str = "none", tf32: bool = True
+    ) -> None:
+        """Collective: forms the process group, which Accelerate takes up, and configures the one Accelerator.
+
+        DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
+
+        Args:
+            precision: `train.precision`.
+            deterministic: whether only deterministic kernels may run, on CUDA.
+            tracker: `track.to`.
+            tf32: whether mixed precision may take it for what runs in fp32, which a penalty's passes must not.
+
+        Raises:
+            UserError: the GPU cannot do the precision.
+        """
+        if self.world > 1:
+            self._store.set_timeout(_PATIENCE)
+            backend = "gloo" if use_cpu() else "nccl"
+            dist.init_process_group(
+                backend, store=self._store, rank=self.rank, world_size=self.world, timeout=_PATIENCE
+            )
+            self._group = self.requests.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
+        torch.backends.cudnn.allow_tf32 = tf32 and precision != "fp32"
+        # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        # On every rank that srun itself started; torchrun and accelerate launch set it.
+        warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset", category=UserWarning)
+        self.accelerator = Accelerator(
+            cpu=use_cpu(),
+            log_with=None if tracker == "none" else tracker,
+            mixed_precision=MIXED_PRECISION[precision],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                # Every update of either network updates the one scaler; with one D step that is twice torch's 2000.
+                GradScalerKwargs(growth_interval=4000),
+            ],
+        )
+        assert self.accelerator.num_processes == self.world  # else every rank would train alone, as rank 0 of 1
+        on_gpu = self.accelerator.device.type == "cuda"
+        if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
+            raise UserError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """fp16's loss scaler, one for both networks; None in other precisions."""
+        return self.accelerator.scaler
+
+    def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
+        """Wraps forward and backward of one piece: only the last piece sends gradients over the wire, all at once."""
+        return nullcontext() if last else self.accelerator.no_sync(network)
+
+    def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
+        """Returns the network without the autocast that Accelerate wraps around its forward pass."""
+
+        def run(*inputs: Any) -> Tensor:
+            wrapped = vars(network).pop("forward", None)  # over the class's own
+            try:
+                return network(*inputs)
+            finally:
+                if wrapped is not None:
+                    network.forward = wrapped
+
+        return run
+
+    def refuse_differences(self, described: dict[str, Any]) -> None:
+        """Collective: refuses ranks that describe themselves otherwise than rank zero.
+
+        Raises:
+            UserError: on all ranks, naming the rank and what differs.
+        """
+        all_ranks = self.gather(described)
+        expected = all_ranks[0]
+        for rank, theirs in enumerate(all_ranks):
+            differences = [
+                f"{key}: {expected.get(key)} on rank 0, {theirs.get(key)} on rank {rank}"
+                for key in expected | theirs
+                if expected.get(key) != theirs.get(key)
+            ]
+            if differences:
+                raise self.reported_by_rank_zero(
+                    UserError(
+                        f"rank {rank} differs from rank 0 ({'; '.join(differences)}): every process of a run needs the "
+                        "same recipe, data and versions."
+                    )
+                )
+
+    def reported_by_rank_zero(self, error: Exception) -> BaseException:
+        """Marks an error that every rank raises, so that only rank zero reports it."""
+        self._together = error if self.rank == 0 else mark_reported(error)
+        return self._together
+
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Collective: runs an action on rank zero; every rank returns its result, or raises its error."""
+        if self.watchdog is None:
+            return action()
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            with self.watchdog.alone():
+                try:
+                    outcome[0] = action()
+                except Exception as error:
+                    outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        self.watchdog.alive()
+        if outcome[1] is not None:
+            raise self.reported_by_rank_zero(outcome[1])
+        return outcome[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Collective: every rank's value, in order, on every rank. Before `join` only values that JSON knows."""
+        if self.world == 1:
+            return [value]
+        if self._group is None:
+            return self._gather_in_store(value)
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def _gather_in_store(self, value: T) -> list[T]:
+        self._gathered += 1
+        name = f"gathered {self._gathered} by rank"
+        self._store.set(f"{name} {self.rank}", json.dumps(value))
+        values = [json.loads(self._store.get(f"{name} {rank}")) for rank in range(self.world)]
+        self._store.set(f"read {name} {self.rank}", "")
+        if self.rank == 0:  # the store may leave with it
+            self._store.wait([f"read {name} {rank}" for rank in range(self.world)])
+        return values
+
+    def all_reduce_sums(self, sums: Iterable[torch.Tensor]) -> None:
+        """Collective: replaces each tensor, on the CPU, by its sum over ranks."""
+        for tensor in sums if self._group is not None else ():
+            dist.all_reduce(tensor, group=self._group)
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Collective: the rows of all ranks, on the CPU, one rank's below the other's, on rank zero; none on others."""
+        if self._group is None:
+            return rows
+        parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(rows, parts, dst=0, group=self._group)
+        return torch.cat(parts) if parts is not None else rows[:0]
+
+    def alive(self) -> None:
+        """This rank has come further within a step."""
+        if self.watchdog is not None:
+            self.watchdog.alive()
+
+    def say(self, text: str) -> None:
+        """Prints for the user, once."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def step_done(self, step: int) -> None:
+        """This rank has finished a step."""
+        if self.watchdog is not None:
+            self.watchdog.step_done(step)
+
+    def report_failure(self, error: BaseException) -> None:
+        """Tells the others that this rank leaves with an error. To be called while it still hears stop signals.
+
+        Raises:
+            LostRankError: the fault is another rank's, and what this one met is only its consequence.
+        """
+        if self.watchdog is None or is_reported(error) or self._explained:
+            return
+        self._explained = True
+        self.watchdog.report_failure(error)
+        if not isinstance(error, StoppedError | UserError):  # its traceback alone would not say where
+            error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
+
+
+def settle_gradient_buckets(passes: Callable[[], None]) -> None:
+    """Collective: runs throwaway forward and backward passes until DDP's gradient buckets are what they will stay.
+
+    DDP reduces its first backward in buckets of another order than all later ones, which from three ranks on changes
+    the rounding of sums: without this the first step after a resume would differ from the same step of a run that
+    never stopped. DDP rebuilds the buckets at the first forward after a backward, so two rounds settle them.
+    """
+    for _ in range(2):
+        passes()

@@ -1,0 +1,45 @@
+"""What a run is: its settings, how they are read, which do not go together, and what makes two runs the same."""
+
+from distgan.recipe.groups import (
+    EVAL_METRICS,
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EmaConfig,
+    EvalConfig,
+    GuardConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PenaltyConfig,
+    RunConfig,
+    TrackConfig,
+    TrainConfig,
+)
+from distgan.recipe.identity import as_dict, common, mathematical_differences
+from distgan.recipe.parsing import dump, load, parse
+
+__all__ = [
+    "EVAL_METRICS",
+    "AugmentConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EmaConfig",
+    "EvalConfig",
+    "GuardConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PenaltyConfig",
+    "RunConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "as_dict",
+    "common",
+    "dump",
+    "load",
+    "mathematical_differences",
+    "parse",
+]

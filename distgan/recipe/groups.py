@@ -1,0 +1,462 @@
+"""The settings of a run, one frozen dataclass per group. The docstring under each field is its `--help`.
+
+A group checks its own values; what does not go together between groups is refused in rules.py. A setting marked as
+beside the mathematics may change when a run is resumed; all others may not, so a new one is guarded until somebody
+decides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from distgan import paths
+from distgan.errors import UserError
+from distgan.recipe import rules
+
+
+def _at_least(key: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise UserError(f"{key} is {value}, but must be at least {minimum}.")
+
+
+def _positive(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{key} is {value}, but must be above 0.")
+
+
+def _non_negative(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise UserError(f"{key} is {value}, but must be at least 0.")
+
+
+def _named(names: Sequence[str] | None) -> list[str]:
+    """Returns the names in a list, or in a text with commas between them; none if it is None."""
+    if names is None:
+        return []
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+
+
+def _as_text(config: Any, name: str) -> None:
+    """Keeps a list of names as one text with commas, so that both ways to write it are the same setting."""
+    if getattr(config, name) is not None:
+        object.__setattr__(config, name, ",".join(_named(getattr(config, name))) or None)
+
+
+def _each_once(key: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"{key} is {','.join(names)}, which has a name twice.")
+
+
+_PATH = {"path": True}  # marks a setting in which `~` and `$NAME` are replaced
+BESIDE = {"beside": True}
+"""Marks a setting, or a whole group, that is beside the mathematics: a resumed run may change it."""
+
+
+def _expand_paths(group: str, config: Any) -> None:
+    for one in dataclasses.fields(config):
+        text = getattr(config, one.name)
+        if one.metadata.get("path") and text is not None:
+            object.__setattr__(config, one.name, paths.expanded(f"{group}.{one.name}", text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run: its folder, its seed, and how far this invocation goes."""
+
+    dir: str = field(metadata=_PATH | BESIDE)
+    """Folder of the run. The same command with the same folder resumes it."""
+    seed: int = 0
+    """Decides every random draw of the training: starting weights, order of images, flips, latents, augmentation."""
+    extend: int = field(default=0, metadata=BESIDE)
+    """Train this many generator updates beyond `train.steps`: more steps of the same run. Refused with a linear or
+    cosine `optim.schedule`, whose learning rate is 0 from `train.steps` on."""
+    stop_at: int | None = field(default=None, metadata=BESIDE)
+    """Save and end this invocation at this step; the same command without it goes on to the end."""
+    timeout: float = field(default=600.0, metadata=BESIDE)
+    """If a process dies or hangs, the job ends within this many seconds and names it. One step must take less than half
+    of this. Work that a process does alone, such as preparing data, may take longer."""
+
+    def __post_init__(self) -> None:
+        _expand_paths("run", self)
+        _positive("run.timeout", self.timeout)
+        _at_least("run.seed", self.seed, 0)
+        _at_least("run.extend", self.extend, 0)
+        if self.stop_at is not None:
+            _at_least("run.stop_at", self.stop_at, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The training images."""
+
+    source: Literal["digits", "cifar10", "fashion_mnist", "hub", "folder"] = "digits"
+    """`digits`: the 1,797 handwritten digits that come with scikit-learn. `cifar10`, `fashion_mnist`: from the Hugging
+    Face hub. `hub`: any image data set on it. `folder`: a folder or zip archive of pictures, whose sub-folders are
+    classes."""
+    id: str | None = None
+    """Name of the data set on the hub, for `hub`: owner/name."""
+    path: str | None = field(default=None, metadata=_PATH | BESIDE)
+    """A local copy to read instead of the hub: a folder of the data set's parquet files. For cifar10 also the binary
+    version of the original (cifar-10-batches-bin, or its .tar.gz); for fashion_mnist also IDX files. For `folder`: the
+    folder or zip archive of pictures."""
+    config: str | None = None
+    """Which configuration of a data set to read, if it has several: its name on the hub, or its folder in a local
+    copy."""
+    split: str = "train"
+    """Which split of a data set to train on. For `folder`: which sub-folder, if those at the top are named train, val,
+    test or the like."""
+    image_column: str | None = None
+    """Column of the pictures in a data set. If unset, the first column that holds pictures."""
+    label_column: str | None = None
+    """Column of the class labels in a data set: named classes, whole numbers (-1 for none) or strings. If unset, the
+    first column of named classes; in parquet files that the `datasets` library did not write, the column called label,
+    labels or class."""
+    image_size: Literal[32, 64, 128, 256] = 32
+    """Height and width in pixels. Pictures are cropped to the largest centred square and resized."""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour. If unset: 1 for `digits` and `fashion_mnist`, 3 for the others."""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be decoded, and say how many. By default one such picture stops the command."""
+    cache: str | None = field(default=None, metadata=_PATH | BESIDE)
+    """Folder for the prepared images. If unset, `$XDG_CACHE_HOME/distgan`, or `~/.cache/distgan`."""
+    flip: bool = False
+    """Mirror each image left to right with probability 1/2."""
+    placement: Literal["auto", "device", "host"] = field(default="auto", metadata=BESIDE)
+    """Where the images are kept: in the device's memory, in the host's, or (auto) on the device if they fit. Changes no
+    batch."""
+
+    def __post_init__(self) -> None:
+        _expand_paths("data", self)
+        # Said rather than ignored; `path` has sentences of its own in sources.py.
+        settings = {key: getattr(self, key) for key in ("id", "config", "image_column", "label_column")}
+        settings["split"] = self.split if self.split != "train" else None
+        takes = {"digits": (), "folder": ("split",), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
+        for key, value in settings.items():
+            if value is not None and key not in takes:
+                unset = "train" if key == "split" else "null"
+                raise UserError(
+                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out, or set it "
+                    f"to {unset} where the recipe gives it."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two networks."""
+
+    architecture: str = "dcgan"
+    """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
+    width: int = 64
+    """Channels of the layer next to the image. They double at each lower resolution (resnet: up to 16 times). resnet at
+    32x32 has the same number everywhere, so that 256 there corresponds to 64 at 64x64 and above."""
+    latent_dim: int = 100
+    """Length of the latent vector z, drawn from N(0, 1)."""
+    d_width: int | None = None
+    """Width of the discriminator. If unset, `width`."""
+    d_norm: Literal["batch", "spectral", "none"] | None = None
+    """Normalisation of the discriminator: batch norm; spectral norm of every weight, with one power iteration per
+    update; or none. If unset: batch norm for dcgan, none for resnet. With spectral norm, resnet sums its last features
+    over the image, as SNGAN does; otherwise it takes their mean, as WGAN-GP does."""
+    conditional: bool = False
+    """Give the class labels to both networks: class-conditional batch norm in the generator, projection in the
+    discriminator. With few images per class this may reduce variety."""
+    init: Literal["paper", "orthogonal"] = "paper"
+    """Starting weights: as in the architecture's paper, or orthogonal matrices."""
+    sync_batchnorm: bool = True
+    """Take batch norm's statistics over the images of all processes. If false, each process normalises by its own
+    share; results then depend on the number of processes, and rank zero's running statistics are saved and exported."""
+
+    def __post_init__(self) -> None:
+        _at_least("model.width", self.width, 1)
+        if self.d_width is not None:
+            _at_least("model.d_width", self.d_width, 1)
+        _at_least("model.latent_dim", self.latent_dim, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The adversarial loss."""
+
+    name: str = "non_saturating"
+    """Name of a loss in `distgan.objective.losses.LOSSES`: non_saturating, least_squares, wasserstein, hinge,
+    relativistic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PenaltyConfig:
+    """A penalty on the gradient of the discriminator with respect to images, added to its loss."""
+
+    name: list[str] | str | None = None
+    """Names in `distgan.objective.penalties.PENALTIES`: wgan_gp, r1, r2. Several as a list, such as [r1,r2], or with
+    commas between them. Default: none."""
+    weight: float | None = None
+    """Weight of each penalty. For wgan_gp it is lambda. For r1 and r2 it is gamma: the squared gradient norm is
+    multiplied by half of it. If unset, 10."""
+    every: int = 1
+    """Compute the penalty only at every n-th update of the discriminator, with n times the weight."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "name")
+        if self.weight is not None:
+            _positive("penalty.weight", self.weight)
+        _at_least("penalty.every", self.every, 1)
+        for key, default in {"weight": None, "every": 1}.items():
+            if self.name is None and getattr(self, key) != default:
+                unset = "null" if default is None else default
+                raise UserError(
+                    f"penalty.{key} is {getattr(self, key)}, but no penalty is named: set penalty.name, or "
+                    f"penalty.{key} to {unset}."
+                )
+        _each_once("penalty.name", self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Lists the names in the order given."""
+        return _named(self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """DiffAugment: differentiable augmentation of all images that the discriminator sees."""
+
+    policy: list[str] | str | None = None
+    """Names in `distgan.objective.augment.AUGMENTATIONS`, in the order in which they are applied: color, translation,
+    cutout. Several as a list, such as [color,cutout], or with commas between them. Default: none."""
+
+    def __post_init__(self) -> None:
+        _as_text(self, "policy")
+        _each_once("augment.policy", self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Lists the names in the order given."""
+        return _named(self.policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam, one for each network, both with these settings."""
+
+    lr: float = 2e-4
+    """Learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """The learning rate over time: constant, or down to 0 at `train.steps`, linearly or along a cosine."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates of the first and second moment, such as [0.5,0.999]."""
+    clip_weights: float | None = None
+    """After each update of the discriminator, clip its weights to the range from minus this to plus this (WGAN)."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr", self.lr)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optim.betas is {list(self.betas)}, but each must be at least 0 and below 1.")
+        if self.clip_weights is not None:
+            _positive("optim.clip_weights", self.clip_weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """The averaged generator, an exponential moving average of the weights. It is what is sampled and exported."""
+
+    half_life: float = 10_000
+    """Real images seen by the discriminator after which the share of past weights in the average has halved. 0 switches
+    averaging off."""
+    ramp: float = 0.05
+    """Early on, the half-life is this share of the images seen so far, until that reaches `half_life`."""
+
+    def __post_init__(self) -> None:
+        _non_negative("ema.half_life", self.half_life)
+        _positive("ema.ramp", self.ramp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The adversarial loop."""
+
+    steps: int = 10_000
+    """Generator updates."""
+    batch_size: int = 128
+    """Images per update, over all processes together."""
+    d_steps: int = 1
+    """Discriminator updates per generator update, each on new images."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the networks. Weights and losses stay in fp32. For mixed precision we advise bf16."""
+    max_batch_per_device: int | None = field(default=None, metadata=BESIDE)
+    """If a process's share of a batch is larger than this, accumulate gradients over equal parts of at most this many
+    images: the same update in less memory, at the cost of one more forward pass of the generator. Refused with batch
+    norm, which all of distgan's own generators have."""
+    init_from: str | None = field(default=None, metadata=_PATH)
+    """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
+    deterministic: bool = False
+    """On CUDA, use only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
+
+    def __post_init__(self) -> None:
+        _expand_paths("train", self)
+        _at_least("train.steps", self.steps, 1)
+        _at_least("train.batch_size", self.batch_size, 1)
+        _at_least("train.d_steps", self.d_steps, 1)
+        if self.max_batch_per_device is not None:
+            _at_least("train.max_batch_per_device", self.max_batch_per_device, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, what to keep."""
+
+    every: int = 1000
+    """Steps between checkpoints. The run also saves at its end, at `run.stop_at`, on a stop signal, and when an
+    evaluation is its best."""
+    every_minutes: float | None = None
+    """Save also when this many minutes have passed since the last checkpoint."""
+    on_error: Literal["retry", "stop"] = "retry"
+    """What to do when the disk is full or fails. `retry`: say so, train on and try again at the next log point. `stop`:
+    end the run. What was saved before is kept. If the end of a run cannot be saved, it is an error either way."""
+    keep_last: int = 3
+    """How many of the newest checkpoints to keep; besides them stay the best one and what a rollback needs."""
+    keep_every: int | None = None
+    """Also keep each checkpoint whose step is a multiple of this."""
+
+    def __post_init__(self) -> None:
+        _at_least("checkpoint.every", self.every, 1)
+        if self.every_minutes is not None:
+            _positive("checkpoint.every_minutes", self.every_minutes)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+        if self.keep_every is not None:
+            _at_least("checkpoint.keep_every", self.keep_every, 1)
+
+
+_REFUSED_BY_WANDB = set("/\\#?%:")  # in a project's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """What is recorded on the way."""
+
+    to: Literal["wandb", "none"] = "wandb"
+    """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
+    project: str = "distgan"
+    """wandb project; it takes precedence over WANDB_PROJECT. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb
+    off."""
+    log_every: int = 100
+    """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
+    sample_every: int = 1000
+    """Steps between sample grids, which the averaged generator draws from fixed latents. With labels, a grid has one
+    row for each of the first 32 classes."""
+
+    def __post_init__(self) -> None:
+        refused = sorted(_REFUSED_BY_WANDB & set(self.project))
+        if self.to == "wandb" and (refused or not 0 < len(self.project.strip()) <= len(self.project) <= 128):
+            why = f"with {' '.join(refused)} in it" if refused else "empty" if not self.project.strip() else "too long"
+            raise UserError(
+                f'track.project is "{self.project}", {why}: wandb takes names of up to 128 characters without any of '
+                f"{' '.join(sorted(_REFUSED_BY_WANDB))}."
+            )
+        _at_least("track.log_every", self.log_every, 1)
+        _at_least("track.sample_every", self.sample_every, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluations of the averaged generator during training. They change no update, unless the guard acts on them."""
+
+    every: int | None = None
+    """Steps between evaluations; there is also one at the end. If unset, the run is not evaluated. The best checkpoint
+    is kept."""
+    extractor: Literal["inception", "classifier"] = "inception"
+    """The network whose features are compared. `inception`: that of the published FID; its weights are downloaded once.
+    `classifier`: a small network that is trained on the labels of the training images; needs no download."""
+    extractor_weights: str | None = field(default=None, metadata=_PATH)
+    """File with the extractor's weights: safetensors, or torch-fidelity's file for Inception. If unset, they are
+    downloaded or trained."""
+    metrics: list[str] | str | None = None
+    """Which numbers to compute, as a list or with commas between them. inception has fid,is,kid,prdc; classifier has
+    fd_classifier,is_classifier,kd_classifier,prdc. The first one given decides which checkpoint is best. If unset: the
+    extractor's first, and prdc."""
+    num: int = 10_000
+    """How many images to draw."""
+    reference: str = field(default="train", metadata=_PATH)
+    """Real images to compare with. `train`: those trained on. `test`: the source's test split. Or a folder or zip
+    archive of pictures of the generator's size."""
+
+    def __post_init__(self) -> None:
+        _expand_paths("eval", self)
+        _as_text(self, "metrics")
+        if self.every is not None:
+            _at_least("eval.every", self.every, 1)
+        _at_least("eval.num", self.num, 1)
+        for name in self.measured:
+            if name not in EVAL_METRICS[self.extractor]:
+                known = ", ".join(EVAL_METRICS[self.extractor])
+                raise UserError(f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}.')
+        if self.measured[0] == "prdc" and self.every is not None:
+            raise UserError("eval.metrics begins with prdc, which is four numbers: put first what says which is best.")
+
+    @property
+    def measured(self) -> list[str]:
+        """Lists the metrics' names, or the defaults if none are given."""
+        return _named(self.metrics) or [EVAL_METRICS[self.extractor][0], "prdc"]
+
+
+EVAL_METRICS = {
+    "inception": ("fid", "is", "kid", "prdc"),
+    "classifier": ("fd_classifier", "is_classifier", "kd_classifier", "prdc"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardConfig:
+    """What happens when training collapses or diverges. The guard judges at every log point and evaluation."""
+
+    on_trouble: Literal["warn", "stop", "rollback"] = "warn"
+    """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: return to the newest regular
+    checkpoint from before the problem and go on with different random draws. The learning rate is halved for the
+    network that is ahead, or for both if neither clearly is. NaN or inf ends the run, unless it can roll back."""
+    patience: int = 5
+    """A problem counts once it was seen at this many log points in a row, or at two evaluations in a row if only
+    evaluations show it. NaN and inf count at once."""
+    after: int = 50_000
+    """Until this many images have been seen, only NaN and inf are judged, because every generator starts out
+    collapsed."""
+    rollbacks: int = 3
+    """How often a run may roll back before it stops."""
+
+    def __post_init__(self) -> None:
+        _at_least("guard.patience", self.patience, 1)
+        _at_least("guard.after", self.after, 0)
+        _at_least("guard.rollbacks", self.rollbacks, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = field(default=CheckpointConfig(), metadata=BESIDE)
+    track: TrackConfig = field(default=TrackConfig(), metadata=BESIDE)
+    eval: EvalConfig = field(default=EvalConfig(), metadata=BESIDE)
+    guard: GuardConfig = field(default=GuardConfig(), metadata=BESIDE)
+
+    def __post_init__(self) -> None:
+        rules.check_recipe(self)
+
+    @property
+    def last_step(self) -> int:
+        """Returns the step at which the run is complete."""
+        return self.train.steps + self.run.extend
+
+    @property
+    def images_per_step(self) -> int:
+        """Counts the real images that D sees per generator update: the unit of `images_seen` and of half-lives."""
+        return self.train.batch_size * self.train.d_steps

@@ -1,0 +1,48 @@
+"""What makes two recipes the same run, and what all ranks of one must share."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+from distgan.recipe.groups import Config
+
+
+def as_dict(config: Config) -> dict[str, dict[str, Any]]:
+    """Returns the configuration as nested dicts of plain values, one per group."""
+    groups = dataclasses.asdict(config)
+    groups["optim"]["betas"] = list(config.optim.betas)
+    return groups
+
+
+def mathematical_differences(saved: Config, new: Config) -> list[str]:
+    """Lists what differs between two configurations and changes the mathematics, one line per key."""
+    old, new_values = flat(as_dict(saved)), flat(as_dict(new))
+    return [
+        f"{key}: {old[key]} in the run, {new_values[key]} now"
+        for key in old
+        if old[key] != new_values[key] and not is_beside(key)
+    ]
+
+
+def common(config: Config) -> dict[str, Any]:
+    """Returns, by dotted key, what must be the same on every rank: all but where a machine keeps its data."""
+    values = flat(as_dict(config))
+    return {key: value for key, value in values.items() if key not in ("data.path", "data.cache")}
+
+
+def flat(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of all groups by dotted key."""
+    return {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+
+
+def is_beside(key: str) -> bool:
+    """Tells whether a setting, or its group, is marked as beside the mathematics."""
+    group, name = key.split(".")
+    in_group: Any = get_type_hints(Config)[group]
+    marks = (_fields(Config)[group].metadata, _fields(in_group)[name].metadata)
+    return any(mark.get("beside") for mark in marks)
+
+
+def _fields(config: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {one.name: one for one in dataclasses.fields(config)}

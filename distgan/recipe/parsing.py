@@ -1,0 +1,144 @@
+"""How a recipe is read: YAML and the command line, with complaints of one sentence.
+
+Values come from, in rising order: the defaults in groups.py, `--config recipe.yaml`, `--group.key=value`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from distgan import paths
+from distgan.errors import UserError
+from distgan.recipe.groups import Config, RunConfig
+from distgan.recipe.identity import as_dict, flat
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse(
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str = "distgan train",
+    description: str = "Train a GAN, or resume the run in run.dir.",
+) -> tuple[Config, bool]:
+    """Reads recipe and overrides; returns the configuration and whether only `--check` was asked for.
+
+    Raises:
+        UserError: one sentence naming the dotted key, the value and what is allowed.
+    """
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
+    recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    recipe.add_argument("--config")
+    found, overrides = recipe.parse_known_args(argv)
+    named = paths.expanded("--config", found.config) if found.config is not None else None
+    argv = [*([f"--config={named}"] if named is not None else []), *overrides]
+    parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
+    parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
+    parser.add_class_arguments(Config)
+    try:
+        namespace = parser.instantiate(parser.parse_args(argv))
+    except UnicodeDecodeError as error:
+        raise UserError(f"the recipe {found.config} is not a text file.") from error
+    config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
+    for key, value in flat(as_dict(config)).items():
+        if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
+            raise UserError(f"{key} is {given}, which cannot be written in UTF-8: rename it, or set PYTHONUTF8=1.")
+    return config, namespace["check"]
+
+
+def load(path: Path) -> Config:
+    """Reads a configuration that `dump` wrote.
+
+    Raises:
+        UserError: the file is not there, or not a configuration this version knows.
+    """
+    return parse(["--config", str(path)])[0]
+
+
+def dump(config: Config) -> str:
+    """Returns the resolved configuration as YAML."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
+
+
+def _known_keys() -> list[str]:
+    return list(flat(as_dict(Config(run=RunConfig(dir=".")))))
+
+
+class _Parser(ArgumentParser):  # type: ignore[misc]
+    """jsonargparse's parser, whose complaints become one sentence in a UserError."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_sentence(message)) from ex
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Reads a recipe as UTF-8, whatever the locale."""
+        if str(path) == "-":
+            return super().parse_path(path, *args, **kwargs)
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), Path(path).name, *args, **kwargs)
+
+
+def _sentence(message: str) -> str:
+    """Makes one sentence of jsonargparse's own message (held by tests/programs/test_cli.py)."""
+    if match := re.match(r"unrecognized arguments: (.+)", message):
+        word = match[1].split()[0]
+        if not word.startswith("--"):
+            return f'"{word}" is not an option: write --group.key=value.'
+        return _unknown_key(word.lstrip("-").split("=")[0])
+    if match := re.search(r"Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted", message):
+        return _unknown_key(match[3] or f"{match[1]}.{match[2]}")
+    if match := re.match(r"Parser key \"(\w+)\":\s+Unable to load config '(.+?)'", message):
+        group, word = match.groups()
+        first = next(key for key in _known_keys() if key.startswith(f"{group}."))
+        return f'{group} is a group of keys: did you mean "{first}={word}"?'
+    if match := re.match(r"the following arguments are required: (\S+)", message):
+        return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
+    if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
+        return f"the recipe {match[1]} does not exist or is not a file."
+    if match := re.match(r"(Unexpected config|Problems parsing config)", message):
+        return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
+    if match := re.match(
+        r'Parser key "([\w.]+)":\s+Does not validate.*?Subtypes: \[(.+)\]\s+Errors:.*Given value: (.*)', message, re.S
+    ):
+        return f"{match[1]} is {match[3].strip()}, but must be {_allowed(match[2])}."
+    if match := re.match(r'Parser key "([\w.]+)":\s+Expected (?:a )?(.+?)\. Got value: (.*)', message, re.S):
+        return f"{match[1]} is {match[3].strip()}, but must be {_allowed(match[2])}."
+    return " ".join(message.split())
+
+
+def _unknown_key(key: str) -> str:
+    known = _known_keys()
+    group, _, name = key.rpartition(".")
+    own = [other for other in known if other.startswith(f"{group}.")]
+    close = [other for other in known if other.endswith(f".{name}")]  # its group forgotten, or another's
+    if own and len(close) > 1:
+        close = []
+    if not close and own:
+        names = [other.split(".")[1] for other in own]
+        close = [f"{group}.{other}" for other in difflib.get_close_matches(name, names, n=1, cutoff=0.6)]
+    elif not close:
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    groups = ", ".join(dict.fromkeys(other.split(".")[0] for other in known))
+    if close:
+        return f'unknown key "{key}": did you mean "{close[0]}"?'
+    if own:
+        return f'unknown key "{key}": known are {", ".join(own)}.'
+    return f'unknown key "{key}": the groups are {groups}; `distgan train --help` lists their keys.'
+
+
+def _allowed(types: str) -> str:
+    """Types as a user says them: `<class 'int'>, <class 'NoneType'>` is `a whole number or null`."""
+    said = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null"}
+    said |= {"tuple": "numbers in brackets, such as [0.5,0.999]"}
+    words = [f"one of {match}".replace("'", "") for match in re.findall(r"Literal\[(.+?)\]", types)]
+    words += [said[name] for name in re.findall(r"<class '(.+?)'>", types)]
+    return " or ".join(words) or f"a {types}"

@@ -1,0 +1,376 @@
+"""What happens around the steps of a run, in one order: log, sample, agree, guard, save, stop."""
+
+import copy
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from distgan.data import Images
+from distgan.errors import NotFiniteError, TroubleError, UserError
+from distgan.evaluation import Evaluation, Measured
+from distgan.models import Shape
+from distgan.parallel.ranks import Ranks
+from distgan.parallel.stopping import STOP_SIGNALS
+from distgan.recipe import Config
+from distgan.run import rollback
+from distgan.run.best import BestSoFar, restore_exports
+from distgan.run.due import due
+from distgan.run.folder import RunFolder
+from distgan.run.guard import Guard, Trouble
+from distgan.run.saving import Saver
+from distgan.run.state import TrainingState
+from distgan.run.tracking import Tracker
+from distgan.run.watch import Watch
+from distgan.schedules import Rates
+from distgan.seeding import RunSeed
+from distgan.storage import bundle, checkpoint
+
+_COLUMNS = 8  # of the sample grid, and its rows
+_ROWS = 32  # at most, where there is one for each class
+_DIFFERENCES = 5  # at most, that a refusal to resume names
+
+
+class Housekeeping:
+    """What happens around the steps. Collective, all of it.
+
+    As a context it records the run and listens for stop signals; leaving it without an error tells where things lie.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        ranks: Ranks,
+        state: TrainingState,
+        *,
+        images: Images,
+        shape: Shape,
+        seed: RunSeed,
+        rates: Rates,
+        probability: bool,
+        evaluation: Evaluation | None,
+        watch: Watch | None,
+    ) -> None:
+        """Begins before the first step.
+
+        Args:
+            config: the run's recipe.
+            folder: of the run.
+            ranks: all of them, joined.
+            state: what a checkpoint holds.
+            images: what is trained on.
+            shape: of the images, and their classes.
+            seed: what the loop draws from, which a rollback changes.
+            rates: the learning rates, which a rollback lowers.
+            probability: whether the loss's scores are probabilities.
+            evaluation: what measures the generator, if it is measured.
+            watch: on rank zero, what the guard looks at.
+        """
+        self.config, self.ranks, self.state, self.seed, self.rates = config, ranks, state, seed, rates
+        self._folder, self._images, self._shape = folder, images, shape
+        self._probability, self._evaluation, self._watch = probability, evaluation, watch
+        self.until = min(config.last_step, config.run.stop_at or config.last_step)
+        self._stopped = False  # by a signal
+        self._trouble: Trouble | None = None  # that ends the run
+        self._advice = ""  # what to do about it
+        self._lost = 0  # steps that rollbacks took back
+        self._gone_back = False  # whether the newest checkpoint is the one that the last rollback went back to
+        self._tracker = Tracker(ranks.accelerator, folder, config)
+        self._saver = Saver(config, folder, state, shape, self._tracker)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Beginning and ending.
+
+    def resume(self) -> int:
+        """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
+
+        Raises:
+            UserError: it was trained on other images, or belongs to other networks.
+        """
+        ranks, folder, state = self.ranks, self._folder, self.state
+        found = ranks.on_rank_zero(lambda: checkpoint.newest(folder.checkpoints, set_aside=True))
+        if found is None:
+            self._on_rank_zero_writing(folder.begin_anew)
+        # What was judged so far comes out of the checkpoint, or is forgotten with what came after it.
+        state.standing, state.guard = BestSoFar(self.config.eval), self._new_guard()
+        happened = ranks.on_rank_zero(lambda: rollback.happened(folder))
+        if found is not None:
+            saved, wandb_id = bundle.read_state(found), state.wandb_id
+            refuse_other_images(saved, self._images, self.config)
+            state.load(found)
+            state.wandb_id = state.wandb_id or wandb_id
+            self._gone_back = self._is_behind_a_rollback(saved, len(happened))
+            if self._gone_back or "guard" not in saved:
+                state.guard = self._new_guard()  # a new attempt is judged from its start
+            there = (folder, found, state.standing, self.config.model, self._shape)
+            if not self._on_rank_zero_writing(lambda: restore_exports(*there)):
+                state.standing.best = None  # it was not kept, when another took its place
+        # Draws and learning rates follow from the rollbacks that were written down, also after a resume.
+        self.seed.attempt = state.attempt = len(happened)
+        self._lost = sum(one["at"] - one["back_to"] for one in happened)
+        if happened:
+            self.rates.base |= happened[-1]["lr"]
+        ranks.step_done(state.step)
+        return state.step
+
+    def __enter__(self) -> Self:
+        config, ranks, step = self.config, self.ranks, self.state.step
+        self.state.wandb_id = self._on_rank_zero_writing(self._start)
+        ranks.say(
+            f"{self._folder.path}: {'resuming at' if step else 'starting at'} step {step} on {ranks.world} x "
+            f"{ranks.accelerator.device.type}, {config.train.batch_size // ranks.world} images each, "
+            f"{config.train.precision}"
+        )
+        ranks.requests.listen(*STOP_SIGNALS)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        requests = self.ranks.requests
+        if error is None:
+            requests.unlisten(*STOP_SIGNALS)
+            requests.finish()
+            self.ranks.on_rank_zero(self._tracker.close)
+            self.end()
+            if self._trouble is not None:
+                said = f"at step {self.state.step} {self._trouble.what}. The run is saved. {self._advice}"
+                raise self.ranks.reported_by_rank_zero(TroubleError(said))
+            return
+        try:
+            self.ranks.report_failure(error)
+        finally:
+            self._saver.leave()
+            # Only now: the launcher's SIGTERM must not cut the words short.
+            requests.unlisten(*STOP_SIGNALS)
+            self._tracker.close()
+
+    def end(self) -> None:
+        """Tells how the run ended and where things lie."""
+        step, last = self.state.step, self.config.last_step
+        if self._trouble is not None:
+            how = "stopped by the guard, and saved"
+        elif step >= last:
+            how = "done"
+        else:
+            how = "stopped and saved; the same command goes on"
+        of = max(step, last)  # beyond it, once a run was extended
+        self.ranks.say(f"{how}: step {step} of {of}\n{self._folder.describe(self.state.standing.say())}")
+
+    def done(self, step: int) -> bool:
+        """Tells whether this invocation ends here."""
+        return self._stopped or self._trouble is not None or step >= self.until
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # After each step.
+
+    def after(self, step: int) -> int:
+        """Does what is due after a step. Returns the step to go on from, an earlier one after a rollback."""
+        ranks, saver, state = self.ranks, self._saver, self.state
+        state.step = step
+        ranks.step_done(step)
+        self._tracker.advance(step)
+        now = due(step, self.config)
+
+        # Logging comes first: an evaluation may make this step's generator the best, which is then saved.
+        troubles = self._log(evaluate=now.evaluate) if now.log else []
+        if now.sample:
+            self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS))
+
+        # What one rank alone knows, all act on at the same step.
+        wanted = ranks.rank == 0 and saver.wanted(at_log_point=now.log)
+        agreed = ranks.requests.agreed(save=wanted, failed=saver.failed())
+        self._stopped = agreed.stop
+        if agreed.failed:
+            ranks.on_rank_zero(saver.settle)
+        saving = now.save or agreed.save or step == state.standing.best_step or self.done(step)
+
+        # Between log points nobody looked for NaN and inf yet, which no checkpoint may hold.
+        if saving and not now.log and (bad := ranks.on_rank_zero(state.first_not_finite)) is not None:
+            troubles = [state.guard.not_finite(step, bad)]
+        if troubles and (back_from := self._act_on(troubles)) is not None:
+            return self._roll_back(back_from)
+
+        # The guard may just have ended the run, so done() is asked again: a step that ends it is always saved.
+        if self._stopped:
+            ranks.say(f"stop signal: saving step {step}")
+        if saving or self.done(step):
+            self._save()
+        return step
+
+    def _log(self, *, evaluate: bool) -> list[Trouble]:
+        """Records a line of metrics, and has the guard judge it."""
+        state, step = self.state, self.state.step
+        rates = {f"lr/{name}": rate for name, rate in self.rates.now.items()}
+        numbers = {**state.meter.means(), **rates}
+        seen, not_finite = self.ranks.on_rank_zero(lambda: (self._on_watch.look(), state.first_not_finite()))
+        numbers |= seen
+        protocol = {}
+        if evaluate and not_finite is None:
+            measured = self._evaluate()
+            numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
+            numbers["eval/behind_best"] = state.standing.behind
+            protocol = {"eval/protocol": measured.protocol}
+        images_seen = step * self.config.images_per_step
+        troubles = state.guard.judge(step, numbers, images_seen=images_seen, not_finite=not_finite)
+        self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
+        return troubles
+
+    def _evaluate(self) -> Measured:
+        """Measures rank zero's averaged generator, which is what is saved."""
+        assert self._evaluation is not None
+        started, average = time.monotonic(), self.state.average
+        generator = copy.deepcopy(average)
+        if self.ranks.world > 1:  # without synchronised batch norm each rank has statistics of its own
+            generator.load_state_dict(self.ranks.on_rank_zero(lambda: _on_cpu(average.state_dict())))
+        measured = self._evaluation.measure(generator)
+        report = measured.report(str(self._folder.path), self.state.step, self._evaluation.floor)
+        self.state.standing.add(report)
+        self._tracker.not_training(time.monotonic() - started)
+        return measured
+
+    def _grid(self) -> torch.Tensor:
+        """Samples of fixed latents; of a generator that takes labels, a row of each class, or of the first _ROWS."""
+        average, seed = self.state.average, self.config.run.seed
+        if classes := [i for i, images in enumerate(average.class_counts) if images > 0]:
+            return average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
+        return average.sample(_COLUMNS**2, seed=seed)
+
+    def _save(self) -> None:
+        described, step = self.state.described(), self.state.step
+        self.ranks.on_rank_zero(lambda: self._saver.begin(described))
+        if self.done(step):
+            self.ranks.on_rank_zero(self._saver.finish)  # what cannot be saved now is lost, and that is an error
+            if self._stopped and self._trouble is None and step < self.config.last_step:
+                self._mark_preempted()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # When training goes wrong.
+
+    def _act_on(self, troubles: list[Trouble]) -> Trouble | None:
+        """Says what is wrong, and returns what to roll back from, if that is to be done.
+
+        Raises:
+            NotFiniteError: nothing is left to go on with or to save.
+        """
+        step, said = self.state.step, "; ".join(trouble.what for trouble in troubles)
+        self.ranks.on_rank_zero(lambda: self._tracker.alert(step, said))
+        first = min(troubles, key=lambda trouble: trouble.since)
+        way = self._on_rank_zero_writing(lambda: self._way_back(first))
+        ended = step >= self.config.last_step
+        verdict = rollback.decide(self.config.guard, way, not_finite=first.not_finite, ended=ended)
+        if verdict.action == "roll back":
+            return first
+        if verdict.action == "fail":
+            diverged = NotFiniteError(f"at step {step} {first.what}. {verdict.advice}")
+            raise self.ranks.reported_by_rank_zero(diverged)
+        if verdict.action == "save and stop":
+            self._trouble, self._advice = first, verdict.advice
+        return None
+
+    def _way_back(self, trouble: Trouble) -> rollback.WayBack:
+        """On rank zero."""
+        self._saver.leave()
+        return rollback.way_back(self._folder, trouble.since, every=self.config.checkpoint.every)
+
+    def _roll_back(self, trouble: Trouble) -> int:
+        """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
+        at, every, rates = self.state.step, self.config.checkpoint.every, self.rates.base
+        self._on_rank_zero_writing(
+            lambda: rollback.go_back(self._folder, trouble, at=at, rates=rates, every=every),
+        )
+        step = self.resume()
+        self._saver.forget_request()
+        self.state.wandb_id = self._on_rank_zero_writing(self._restart_tracking)
+        self.ranks.say(f"rolled back from step {at} to step {step}, attempt {self.seed.attempt}")
+        if self._stopped:
+            self._mark_preempted()
+        return step
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # What rank zero does alone.
+
+    def _on_rank_zero_writing(self, action: Any) -> Any:
+        """Collective: runs an action that writes in the run's folder; one that cannot be written ends the run."""
+
+        def guarded() -> Any:
+            with self._folder.writing():
+                return action()
+
+        return self.ranks.on_rank_zero(guarded)
+
+    def _record(self, what: str, action: Any) -> None:
+        """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
+        self.ranks.on_rank_zero(lambda: self._saver.record(what, action))
+
+    def _mark_preempted(self) -> None:
+        self._record("the preempted marker", lambda: self._folder.mark_preempted(self.state.step))
+
+    def _start(self) -> str | None:
+        if self._evaluation is not None and self.config.eval.extractor == "classifier":
+            self._folder.keep_extractor(self._evaluation.weights.file)
+        wandb_id = self._start_tracking()
+        self._folder.preempted.unlink(missing_ok=True)
+        return wandb_id
+
+    def _start_tracking(self) -> str | None:
+        state = self.state
+        return self._tracker.start(state.step, state.wandb_id, lost=self._lost, abandoned=self._gone_back)
+
+    def _restart_tracking(self) -> str | None:
+        self._tracker.close()
+        return self._start_tracking()
+
+    @property
+    def _on_watch(self) -> Watch:
+        """On rank zero."""
+        assert self._watch is not None
+        return self._watch
+
+    def _new_guard(self) -> Guard:
+        """Returns a guard that judges from here on."""
+        return Guard(self.config.guard, probability=self._probability, start=self.state.step)
+
+    def _is_behind_a_rollback(self, saved: Mapping[str, Any], happened: int) -> bool:
+        """Tells whether a checkpoint is of an earlier attempt than the last one that was begun."""
+        attempt = saved.get("attempt", 0)
+        if attempt > happened:
+            raise UserError(
+                f"{self._folder.rollbacks} tells of {happened} rollbacks, but its newest checkpoint comes after "
+                f"{attempt}: bring back a copy of the file."
+            )
+        return attempt < happened
+
+
+def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config) -> None:
+    """Raises ValueError, with what differs, where the checkpoint of this state was trained on other images."""
+    if state["images"] != images.fingerprint:
+        raise UserError(
+            f"{Path(config.run.dir)} was trained on other images than {config.data.source} is now: "
+            f"{_difference(state.get('data'), images)}; to go on bring back what it was trained on, for a new run "
+            "choose another run.dir."
+        )
+
+
+def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
+    """Says how the images that a checkpoint tells of differ from others, as far as numbers and names show it."""
+    if saved is None:  # by a version that kept neither
+        return "which, its version of distgan did not note"
+    said = []
+    count, old, new = saved["count"], saved["classes"] or [], list(images.classes or [])
+    if count != len(images.pixels):
+        said.append(f"there were {count:,} images, now there are {len(images.pixels):,}")
+    if len(old) == len(new):
+        said += [f"class {i} is now '{name}', was '{old[i]}'" for i, name in enumerate(new) if name != old[i]]
+    else:
+        changes = {"gone": [name for name in old if name not in new], "new": [name for name in new if name not in old]}
+        named = "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
+        said.append(f"there were {len(old)} classes, now there are {len(new)} ({named})")
+    shown = "; ".join(said[:_DIFFERENCES]) + ("; …" if len(said) > _DIFFERENCES else "")
+    return shown or "as many, of the same classes, but other pictures, or in another order or class"
+
+
+def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -1,0 +1,149 @@
+"""Whatever can be wrong with a run, found before a GPU or process group is touched; writes nothing but caches."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from distgan import data, models
+from distgan.ema import Average
+from distgan.errors import UserError
+from distgan.evaluation import Evaluation
+from distgan.models import Generator, Shape
+from distgan.objective import Objective
+from distgan.parallel import launch
+from distgan.recipe import Config, rules
+from distgan.run.folder import RunFolder
+from distgan.run.housekeeping import refuse_other_images
+from distgan.run.watch import Watched, unseen_images
+from distgan.storage import bundle, checkpoint
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a run is made of."""
+
+    objective: Objective
+    folder: RunFolder
+    images: data.Images
+    shape: Shape
+    generator: Generator
+    discriminator: nn.Module
+    average: Average
+    evaluation: Evaluation | None
+    unseen: Watched | None
+    """Real images that nobody trains on, for rank zero's guard."""
+
+
+def prepare(config: Config) -> Materials:
+    """Finds whatever can be wrong, and what the run is made of.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    rank, world = launch.launched_ranks()
+
+    # What the recipe alone shows.
+    objective = Objective(config)
+    d_norm = models.d_norm(config.model)
+    rules.check_objective(config, needs_lipschitz=objective.loss.needs_lipschitz, d_norm=d_norm)
+
+    # The folder, and the images.
+    folder = RunFolder(config.run.dir)
+    _refuse_to_write_among_pictures(config, folder)
+    folder.check(config)
+    images = data.load(config.data, batch_size=config.train.batch_size)
+    if rank == 0 and images.left_out:
+        print(f"distgan: {images.left_out}", file=sys.stderr, flush=True)
+    _refuse_to_resume_on_others(config, folder, images)
+
+    # The networks, and the weights that they start from.
+    shape = _shape(config, images)
+    generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
+    networks = {"generator": generator, "discriminator": discriminator}
+    rules.check_parts(
+        config,
+        parts=data.parts(config.train.batch_size, world=world, most=config.train.max_batch_per_device),
+        with_batch_norm=[name for name, network in networks.items() if models.has_batch_norm(network)],
+    )
+    average = Average(
+        generator, half_life=config.ema.half_life, ramp=config.ema.ramp, images_per_step=config.images_per_step
+    )
+    if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
+        checkpoint.load(_newest_of(config.train.init_from), {**networks, "average": average.generator})
+
+    # What judges the run.
+    evaluation = _evaluation(config, folder, shape, rank=rank)
+    unseen = unseen_images(config.data, images.scale, classes=len(shape.class_counts)) if rank == 0 else None
+    return Materials(objective, folder, images, shape, generator, discriminator, average, evaluation, unseen)
+
+
+def _shape(config: Config, images: data.Images) -> Shape:
+    """Returns what the networks must know of the images.
+
+    Raises:
+        UserError: the networks are to take labels, which the images lack.
+    """
+    size, channels = config.data.image_size, images.channels
+    if not config.model.conditional:
+        return Shape(image_size=size, channels=channels)
+    labels, classes = images.labels, images.classes
+    complete = labels is not None and classes is not None and bool((labels >= 0).all())
+    have = "all" if complete else "none" if labels is None else "some"
+    counts: tuple[int, ...] = ()
+    if complete and labels is not None and classes is not None:
+        counts = tuple(torch.bincount(labels, minlength=len(classes)).tolist())
+    strays = data.find(config.data).strays if not complete and config.data.source == "folder" else ""
+    rules.check_labels(config, labels=have, counts=counts, strays=strays)
+    return Shape(image_size=size, channels=channels, class_counts=counts, class_names=classes or ())
+
+
+def _evaluation(config: Config, folder: RunFolder, shape: Shape, *, rank: int) -> Evaluation | None:
+    if config.eval.every is None:
+        return None
+    own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
+    try:
+        return Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
+    except UserError as error:
+        raise UserError(f"{error} A run need not measure itself (eval.every=null).") from error
+
+
+def _refuse_to_resume_on_others(config: Config, folder: RunFolder, images: data.Images) -> None:
+    """Raises UserError where the newest checkpoint was trained on other images; one that is damaged has no say."""
+    if checkpoint.last_images(folder.checkpoints) in (None, images.fingerprint):
+        return
+    begun = checkpoint.newest(folder.checkpoints, set_aside=False)  # what was read may be damage
+    if begun is not None:
+        refuse_other_images(bundle.read_state(begun), images, config)
+
+
+def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
+    """Raises ValueError where the run would be trained on, or compared with, what it writes itself."""
+    read = [config.data.path] if config.data.source == "folder" else []
+    read += [config.eval.reference] if config.eval.reference not in ("train", "test") else []
+    places = {"run.dir": config.run.dir, **({"data.cache": config.data.cache} if config.data.cache else {})}
+    for pictures in read:
+        if pictures is not None:
+            data.refuse_among_pictures(pictures, places)
+            own = (folder.samples.resolve(), (folder.path / "wandb").resolve())
+            if any(place in (Path(pictures).resolve(), *Path(pictures).resolve().parents) for place in own):
+                raise UserError(
+                    f"the pictures are to be read from {pictures}, where the run in {folder.path} keeps its own "
+                    "samples: choose another run.dir."
+                )
+
+
+def _newest_of(path: str) -> Path:
+    """Finds the newest checkpoint of a run's folder, or the one that the path itself is."""
+    if Path(path).is_file():
+        raise UserError(
+            f"train.init_from is {path}, a file: give the folder of a run or of a checkpoint; pickles are never loaded."
+        )
+    found = checkpoint.newest(Path(path) / "checkpoints", set_aside=False)
+    if found is None and bundle.is_whole(Path(path)):
+        found = Path(path)
+    if found is None:
+        raise UserError(f"train.init_from is {path}, but there is no whole checkpoint in it.")
+    return found

@@ -1,0 +1,258 @@
+"""What a run tells: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. Rank zero's work, gated inside.
+
+metrics.jsonl is the durable record, one JSON object per line and each step once; wandb gets the same names.
+"""
+
+import json
+import netrc
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import IO, Any
+from urllib.parse import urlparse
+
+from accelerate import Accelerator
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from distgan.errors import UserError
+from distgan.parallel.launch import under_mpirun
+from distgan.pictures import grid
+from distgan.recipe import Config, TrackConfig, as_dict
+from distgan.run.folder import cut_metrics
+from distgan.storage.places import Places
+
+_WANDB_PATIENCE = 60.0  # seconds that the end of a run waits for wandb's server
+
+
+def check(track: TrackConfig) -> None:
+    """Checks what the environment asks of wandb, where it is to record.
+
+    Raises:
+        UserError: wandb would refuse it; naming the variable.
+    """
+    if track.to != "wandb" or wandb_mode() == "disabled":
+        return
+    import wandb
+
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_"):
+            try:
+                wandb.Settings().update_from_env_vars({name: value})
+            except Exception as error:  # wandb's, and pydantic's of many lines
+                said = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else error
+                shown = "set to what" if "KEY" in name else f"{value!r}, which"
+                raise UserError(f"{name} is {shown} wandb refuses ({said}): correct or unset it.") from error
+
+
+class Tracker:
+    """Records a run. Made on every rank; `start`, `log` and `samples` are for rank zero, by way of `on_rank_zero`."""
+
+    def __init__(self, accelerator: Accelerator, folder: Places, config: Config) -> None:
+        self._accelerator, self._folder, self._config = accelerator, folder, config
+        self._to_wandb = config.track.to == "wandb" and wandb_mode() != "disabled"
+        self._metrics: IO[bytes] | None = None
+        self._unwritten = b""
+        self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
+        self._progress: Progress | None = None
+        self._lost = 0
+        self._timed_from = (time.monotonic(), 0)  # a time and a step that the throughput counts from
+
+    def start(self, step: int, wandb_id: str | None, *, lost: int = 0, abandoned: bool = False) -> str | None:
+        """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps.
+
+        Args:
+            step: whose metrics are the last that stay.
+            wandb_id: of a run that goes on.
+            lost: steps that rollbacks took back. wandb's own step counts them, since it never goes back.
+            abandoned: whether the metrics after that step were given up by a rollback, and are to be kept elsewhere.
+        """
+        self._lost = lost
+        if self._config.track.to == "wandb" and not self._to_wandb:
+            print(
+                "wandb: switched off by WANDB_DISABLED or WANDB_MODE; metrics.jsonl and samples/ have it all",
+                flush=True,
+            )
+        if self._to_wandb:
+            # A sweep's agent, or whoever else has named the run, waits for it under that name.
+            wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            self._start_wandb(wandb_id)
+        cut_metrics(self._folder.metrics, step, abandoned=abandoned)
+        self._metrics = self._folder.metrics.open("ab", buffering=0)
+        self._folder.samples.mkdir(exist_ok=True)
+        if getattr(sys.stdout, "isatty", bool)() and not under_mpirun():  # whose terminal is only its own way to a log
+            self._progress = _progress(self._config.last_step, step)
+        self._timed_from = (time.monotonic(), step)
+        return wandb_id
+
+    def alert(self, step: int, what: str) -> None:
+        """Warns of something that the user will want to look at, in wandb too."""
+        print(f"distgan: warning: at step {step} {what}.", file=sys.stderr, flush=True)
+        if self._to_wandb:
+            run = self._accelerator.get_tracker("wandb", unwrap=True)
+            self._wandb(lambda: run.alert(title=f"{self._folder.path.name}: trouble", text=f"at step {step} {what}"))
+
+    def not_training(self, seconds: float) -> None:
+        """Leaves out of the throughput what else was done in its time."""
+        then, since = self._timed_from
+        self._timed_from = (then + seconds, since)
+
+    def log(self, step: int, metrics: dict[str, float], described: dict[str, Any] | None = None) -> None:
+        """Writes one line of metrics, adding images_seen and throughput, and what describes them.
+
+        Raises:
+            OSError: the disk is full or fails; the line is kept, and written with the next one.
+        """
+        now, (then, since) = time.monotonic(), self._timed_from
+        images_per_s = (step - since) * self._config.images_per_step / (now - then)
+        self._timed_from = (now, step)
+        record = {
+            "step": step,
+            "images_seen": step * self._config.images_per_step,
+            **metrics,
+            "throughput/images_per_s": images_per_s,
+            **(described or {}),
+        }
+        try:
+            self._write(json.dumps(record).encode() + b"\n")
+        finally:
+            self._show(step, metrics, images_per_s)
+            self._wandb(lambda: self._accelerator.log(record, step=step + self._lost))
+
+    def advance(self, step: int) -> None:
+        """Moves the live bar."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step)
+
+    def samples(self, step: int, images: Tensor, *, columns: int) -> None:
+        """Writes the sample grid; images are uint8 (N, C, H, W)."""
+        picture = grid(images, columns=columns)
+        file = self._folder.samples / f"step_{step:08d}.png"
+        try:
+            picture.save(file)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        if self._to_wandb:
+            wandb = self._accelerator.get_tracker("wandb")
+            self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
+
+    def sync(self) -> None:
+        """Brings the metrics so far to disk, before a checkpoint says that they are there. Raises OSError."""
+        if self._metrics is not None:
+            self._write(b"")
+            os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        """Finishes the bar, wandb (which flushes what it holds) and the metrics file."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+            self._unwritten = b""
+            for tracker in self._accelerator.trackers:
+                self._wandb(tracker.finish)
+            self._accelerator.trackers.clear()
+
+    def _wandb(self, action: Callable[[], object]) -> None:
+        """Tells wandb something. Whatever its service meets, training does not end for it: metrics.jsonl has it all."""
+        try:
+            action()
+        except Exception as error:  # of many kinds
+            print(f"distgan: warning: wandb: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
+
+    def _write(self, line: bytes) -> None:
+        """Writes a line after what is not written yet; a full disk takes a part of it."""
+        assert self._metrics is not None
+        with self._lock:
+            self._unwritten += line
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+
+    def _start_wandb(self, wandb_id: str) -> None:
+        """Records online where that is wanted and the server answers, else offline."""
+        import wandb
+
+        mode = wandb_mode()
+        if mode == "offline":
+            asked = "as WANDB_MODE asks" if os.environ.get("WANDB_MODE") else "no key found"
+            self._say_offline(f"{asked}; `wandb login` or WANDB_API_KEY sends runs to the server")
+        try:
+            self._init_wandb(wandb_id, mode)
+        except Exception as error:  # of many kinds, from wandb's service
+            if mode not in ("online", "shared"):
+                raise
+            self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
+            wandb.teardown()  # its service would still hold the id
+            self._accelerator.trackers.clear()
+            self._init_wandb(wandb_id, mode := "offline")
+        if mode == "online":
+            print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
+
+    def _say_offline(self, why: str) -> None:
+        print(f"wandb: recording offline in {self._folder.path / 'wandb'} ({why})", flush=True)
+
+    def _init_wandb(self, wandb_id: str, mode: str) -> None:
+        import wandb
+
+        init: dict[str, Any] = {
+            "id": wandb_id,
+            "name": self._folder.path.name,
+            "dir": str(self._folder.path),
+            "resume": "allow",
+            "mode": mode,
+            # What could not be sent by then stays in the run's folder, for `wandb sync`.
+            "settings": wandb.Settings(console="off", silent=True, finish_timeout=_WANDB_PATIENCE),
+        }
+        self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
+
+    def _show(self, step: int, metrics: dict[str, float], images_per_s: float) -> None:
+        before, after = metrics["score/fake_before"], metrics["score/fake_after"]
+        text = (
+            f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
+            f"score of real {metrics['score/real']:.2f}, fake {before:.2f} -> {after:.2f}  {images_per_s:,.0f} images/s"
+        )
+        if evaluated := [name for name in metrics if name.startswith("eval/")]:
+            text += "  " + "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4g}" for name in evaluated)
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, text=text)
+        else:
+            left = timedelta(seconds=int((self._config.last_step - step) * self._config.images_per_step / images_per_s))
+            print(f"step {step}/{self._config.last_step}  {text}  {left} left", flush=True)
+
+
+def _progress(total: int, completed: int) -> Progress:
+    progress = Progress(
+        TextColumn("{task.fields[text]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console()
+    )
+    progress.add_task("", total=total, completed=completed, text="starting")
+    progress.start()
+    return progress
+
+
+def wandb_mode() -> str:
+    """Returns `disabled` if WANDB_DISABLED says so, else the user's WANDB_MODE, else online if there is a key.
+
+    wandb itself fails without one, unless asked, and does not know WANDB_DISABLED any more, which many scripts set.
+    """
+    import wandb
+
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "f", "false", "n", "no", "none", "off"):
+        return "disabled"
+    if mode := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    own = os.environ.get("WANDB_BASE_URL")
+    servers = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]  # today's, and that of older logins
+    try:
+        keys = netrc.netrc(os.environ.get("NETRC"))
+    except (OSError, netrc.NetrcParseError):
+        return "offline"
+    return "online" if any(keys.authenticators(urlparse(server).hostname or "") for server in servers) else "offline"

@@ -1,0 +1,112 @@
+"""What the guard looks at beside what the loop logs: how far samples lie apart, and whether D learns by heart."""
+
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distgan import data, seeding
+from distgan.errors import UserError
+from distgan.models import CHUNK, Generator, eval_mode
+from distgan.recipe import Config, DataConfig
+
+WATCHED = 512  # real images of each kind
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Real images that the guard looks at."""
+
+    pixels: Tensor
+    """uint8 (N, C, H, W)."""
+    labels: Tensor | None = None
+    """(N,), where the networks take labels."""
+
+
+class Watch:
+    """What the guard wants to know at a log point and no loss tells, computed on rank zero."""
+
+    def __init__(
+        self, generator: Generator, discriminator: nn.Module, *, real: Watched, unseen: Watched | None, seed: int
+    ) -> None:
+        """Measures the real images once.
+
+        Args:
+            generator, discriminator: both networks, as they are trained.
+            real, unseen: training images, and images of the same kind that nobody trains on.
+            seed: of the samples.
+        """
+        self._generator, self._discriminator, self._seed = generator, discriminator, seed
+        self._real, self._unseen = real, unseen
+        self._variance = _variance(map(_scaled, torch.split(real.pixels, CHUNK)))
+
+    @torch.no_grad()
+    def look(self) -> dict[str, float]:
+        """Measures the spread of samples in pixels and, given unseen images, how far D takes these for fakes.
+
+        `guard/spread`: root mean square distance of pairs of samples over that of pairs of real images. `guard/memory`:
+        (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020, "Training GANs with
+        limited data", eq. 1): 0 where D treats unseen real images as it does its own, 1 where as fakes.
+        """
+        samples = self._generator.images(0, seed=self._seed)
+        numbers = {}
+        if self._variance > 0:  # it is not of images that are all the same
+            numbers["guard/spread"] = math.sqrt(_variance([samples.double()]) / self._variance)
+        if self._unseen is not None:
+            with eval_mode(self._discriminator):
+                fake = float(self._discriminator(samples, self._generator.labels(0, seed=self._seed)).double().mean())
+                train, unseen = (self._logit(images) for images in (self._real, self._unseen))
+            if train - fake > 1:  # else there is nothing to measure by
+                numbers["guard/memory"] = (train - unseen) / (train - fake)
+        return numbers
+
+    def _logit(self, images: Watched) -> float:
+        """Returns the mean of D's logits, over parts no larger than those it is trained on."""
+        like, total = next(self._discriminator.parameters()), 0.0
+        for part in torch.split(torch.arange(len(images.pixels)), CHUNK):
+            y = images.labels[part].to(like.device) if images.labels is not None else None
+            total += float(self._discriminator(_scaled(images.pixels[part]).to(like), y).double().sum())
+        return total / len(images.pixels)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    """Scales uint8 images to [-1, 1], as the networks see them."""
+    return images.double() / 127.5 - 1
+
+
+def _variance(parts: Iterable[Tensor]) -> float:
+    """Returns half the mean square distance between images, which come in parts, double (N, C, H, W)."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
+    return float((squares - total.square() / count).clamp(min=0).sum() / (count - 1))
+
+
+def unseen_images(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Watched | None:
+    """Returns some real images that nobody trains on, if the source has them, with labels if there are classes."""
+    try:
+        other = data.test_split(images)
+    except ValueError:
+        return None
+    try:
+        pixels, y, _ = data.preview(data.find(other), other, WATCHED, scale=scale)
+        if classes and not bool(((y >= 0) & (y < classes)).all()):
+            raise UserError("some of them have labels that the training set lacks.")
+        return Watched(pixels, y if classes else None)
+    except ValueError as error:
+        print(
+            f"distgan: guard/memory is off, which needs images that nobody trains on: {error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
+
+
+def watch_over(G: Generator, D: nn.Module, images: data.Images, unseen: Watched | None, config: Config) -> Watch:
+    """Returns what the guard looks by: images from all over the data, not from its first class."""
+    some = torch.from_numpy(seeding.generator(0, "guard").permutation(len(images.pixels))[:WATCHED])
+    labels = images.labels[some] if config.model.conditional and images.labels is not None else None
+    return Watch(G, D, real=Watched(images.pixels[some], labels), unseen=unseen, seed=config.run.seed)

@@ -1,0 +1,1 @@
+"""What lies on disk: the only package that writes or reads tensors."""

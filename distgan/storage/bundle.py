@@ -1,0 +1,95 @@
+"""A folder of tensors that is whole or not there: safetensors, a state in JSON, and a manifest that is written last.
+
+    NAME.safetensors   tensors by name
+    state.json         all that is not a tensor
+    manifest.json      format; each file's size and sha256
+
+It is written under another name and renamed when every byte is on the disk; readers verify it all the same. No pickle
+is ever written or read: loading somebody's folder cannot run code.
+"""
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from distgan import files as disk
+from distgan.errors import UserError
+from distgan.storage import tensors
+
+FORMAT = 1
+Files = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by file, without its suffix, and name."""
+
+
+def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
+    """Writes a folder of tensors, and what describes them, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or gone, or there is a folder of that name.
+    """
+    partial = final.with_suffix(f".{secrets.token_hex(4)}.tmp")  # a cache has several writers
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        contents = {f"{file}.safetensors": tensors.to_bytes(named) for file, named in files.items()}
+        contents["state.json"] = to_json(state)
+        manifest = {
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        }
+        contents["manifest.json"] = to_json({"format": FORMAT, "files": manifest})
+        for name, content in contents.items():
+            disk.write(partial / name, content)
+        disk.sync_folder(partial)
+        partial.rename(final)
+        disk.sync_folder(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Reads what a verified folder holds besides tensors."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def is_whole(folder: Path) -> bool:
+    """Tells whether a folder is a checkpoint in which every file is what its manifest says."""
+    return problem(folder) is None
+
+
+def problem(folder: Path) -> str | None:
+    """Says what is wrong with a folder, naming the file; None if nothing is.
+
+    Raises:
+        UserError: it is of a format that this version does not know.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        version = manifest["format"]
+        files = {name: (int(file["size"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: not JSON, not UTF-8
+        return "manifest.json cannot be read"
+    if version != FORMAT:
+        raise UserError(f"{folder} is of format {version}, and this version of distgan knows {FORMAT}.")
+    for name, (size, sha256) in files.items():
+        try:
+            content = (folder / name).read_bytes()
+        except FileNotFoundError:
+            return f"{name} is not there"
+        if len(content) != size:
+            return f"{name} has {len(content)} bytes instead of {size}"
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return f"{name} has other contents than the manifest says"
+    return None
+
+
+def to_json(content: Any) -> bytes:
+    """Returns JSON as it stands in files."""
+    return (json.dumps(content, indent=2) + "\n").encode()

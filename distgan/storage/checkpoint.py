@@ -1,0 +1,197 @@
+"""A run's checkpoints: one bundle `step_00001000` each; which there are, which is the newest, which may go.
+
+generator.safetensors, discriminator.safetensors, average.safetensors     parameters and buffers by name
+generator_optimizer.safetensors, discriminator_optimizer.safetensors      "parameter name/slot"
+state.json                                                                step and all that is not a tensor
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distgan import files as disk
+from distgan.errors import NotFiniteError, UserError
+from distgan.storage import bundle, tensors
+from distgan.storage.bundle import Files, read_state
+
+logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"step_(\d{8,})")
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Returns the folder of a step's checkpoint, which need not exist."""
+    return root / f"step_{step:08d}"
+
+
+class HoldsTensors(Protocol):
+    """What a file of a checkpoint is taken from and given back to: a network, or an optimiser's `Slots`."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> Any: ...
+
+
+class Slots:
+    """An optimiser's state by "parameter name/slot", so that nothing depends on order, on wrappers or on world size."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+        """Args: the optimiser, and the network whose parameters it moves."""
+        self._optimizer, self._network = optimizer, network
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns all slots there are; none before the first update."""
+        return {
+            f"{name}/{slot}": tensor
+            for name, parameter in self._network.named_parameters()
+            for slot, tensor in self._optimizer.state.get(parameter, {}).items()
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], /) -> None:
+        """Replaces all slots."""
+        slots: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            owner, slot = key.rsplit("/", 1)
+            slots.setdefault(owner, {})[slot] = tensor
+        for owner, parameter in self._network.named_parameters():
+            saved = slots.get(owner, {})
+            self._optimizer.state[parameter] = {slot: tensor.to(parameter.device) for slot, tensor in saved.items()}
+
+
+def snapshot(holders: Mapping[str, HoldsTensors]) -> Files:
+    """Copies what each file of a checkpoint holds to host memory, so that it can be written while training goes on."""
+    return {
+        file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in holder.state_dict().items()}
+        for file, holder in holders.items()
+    }
+
+
+def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
+    """Commits a checkpoint and returns its folder; one of that step that is there already is left as it is.
+
+    To be called on one process only.
+
+    Raises:
+        NotFiniteError: a tensor has a number that is not finite; nothing was committed.
+        OSError: the disk is full or gone; what was saved before is untouched.
+    """
+    final = folder_of(root, step)
+    if final.exists():
+        return final
+    for file, named in files.items():
+        for name, tensor in named.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} is no longer finite.")
+    bundle.commit(final, files, {"step": step, **state})
+    return final
+
+
+def load(folder: Path, holders: Mapping[str, HoldsTensors]) -> dict[str, Any]:
+    """Gives the holders back, in place, what their files in a verified checkpoint hold, and returns its state.
+
+    Raises:
+        UserError: the tensors are not those of these networks.
+    """
+    for file, holder in holders.items():
+        found = tensors.read(folder / f"{file}.safetensors")
+        if isinstance(holder, nn.Module):
+            tensors.load_into(holder, found, f"the {file} of {folder}")
+        else:
+            holder.load_state_dict(found)
+    return read_state(folder)
+
+
+def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | None:
+    """Returns the newest whole checkpoint of this step or an earlier one; None if there is no checkpoint at all.
+
+    A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
+    the run, it is also renamed to `*.damaged`, once a whole one is found.
+
+    Raises:
+        UserError: all checkpoints are damaged, or one is of a format that this version does not know. A run must not
+            start again at step 0 over its own history.
+        OSError: the file system fails; that is no damage, and nothing is moved.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in sorted(_folders(root), key=step_of, reverse=True):
+        if until is not None and step_of(folder) > until:
+            continue
+        problem = bundle.problem(folder)
+        if problem is not None:
+            damaged[folder] = problem
+            continue
+        for bad, what in damaged.items():
+            message = f"checkpoint {bad} is damaged ({what})"
+            if set_aside:
+                aside = disk.move_aside(bad, "damaged")
+                message += f" and was moved to {aside.name}"
+            logger.warning("%s; %s is used.", message, folder.name)
+        return folder
+    if damaged:
+        problems = "; ".join(f"{folder.name}: {what}" for folder, what in damaged.items())
+        raise UserError(
+            f"every checkpoint in {root} is damaged ({problems}): bring back a copy, or move the "
+            "folder away to begin anew."
+        )
+    return None
+
+
+def last_images(root: Path) -> str | None:
+    """Returns the fingerprint of the images that the newest checkpoint was trained on; checks nothing.
+
+    None where there is no checkpoint, or its state cannot be read.
+    """
+    try:
+        fingerprint: str = read_state(max(_folders(root), key=step_of))["images"]
+    except (OSError, ValueError, KeyError, TypeError):  # ValueError: no folder, no JSON, no UTF-8
+        return None
+    return fingerprint
+
+
+def any_in(root: Path) -> bool:
+    """Tells whether any checkpoint lies there: whole, damaged or moved aside."""
+    return root.is_dir() and any(folder.suffix != ".tmp" for folder in root.glob("step_*"))
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what a save left that was interrupted. Only for the process that owns the run."""
+    for partial in root.glob("step_*.tmp"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int] = ()) -> None:
+    """Removes checkpoints but the newest `keep_last`, those whose step is a multiple of `keep_every`, and these."""
+    folders = sorted(_folders(root), key=step_of)
+    for folder in folders[:-keep_last]:
+        if step_of(folder) not in keep and (keep_every is None or step_of(folder) % keep_every):
+            doomed = folder.with_suffix(".tmp")  # first out of the readers' sight, whole
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)  # what is left is removed at the next start
+
+
+def steps(root: Path) -> list[int]:
+    """Returns the steps of the checkpoints there, whole or not, in order."""
+    return sorted(map(step_of, _folders(root)))
+
+
+def abandon(root: Path, *, after: int) -> None:
+    """Moves the checkpoints after a step out of the readers' sight, to `*.abandoned`."""
+    for folder in _folders(root):
+        if step_of(folder) > after:
+            disk.move_aside(folder, "abandoned")
+    disk.sync_folder(root)
+
+
+def _folders(root: Path) -> list[Path]:
+    return [folder for folder in root.iterdir() if _STEP.fullmatch(folder.name)] if root.is_dir() else []
+
+
+def step_of(folder: Path) -> int:
+    """Reads the step of a checkpoint from its name."""
+    return int(folder.name.removeprefix("step_"))

@@ -1,0 +1,188 @@
+"""A trained generator on the disk: how it is written, and the one door to it, by run, folder or id on the hub.
+
+An exported generator is a folder with model.safetensors, config.json (what builds the network) and, if it was measured,
+evaluation.json. Neither data nor recipe is needed to draw from it.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from distgan import files as disk
+from distgan import models, paths, recipe
+from distgan.errors import UserError
+from distgan.models import Generator, Shape, build_generator
+from distgan.recipe import Config, ModelConfig
+from distgan.storage import bundle, checkpoint, report, tensors
+from distgan.storage.places import Places
+from distgan.storage.report import Report
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A trained generator and where it came from."""
+
+    generator: Generator
+    """In eval mode, on the CPU."""
+    shape: Shape
+    step: int
+    """At which it was saved."""
+    recipe: Config | None
+    """Of its run; None where it lies neither in a run's folder nor beside its recipe, as one from the hub."""
+    extractor: Path | None
+    """Weights of the classifier that its run measured itself by, if it did."""
+    evaluation: Report | None
+    """What was measured of it, if anything was."""
+    run: Places | None
+    """Its run's folder, if it lies in one."""
+
+    def discriminator(self) -> nn.Module | None:
+        """Returns the discriminator of its run's newest checkpoint, in eval mode on the CPU; None without a checkpoint.
+
+        Raises:
+            UserError: the checkpoints are damaged, or of another recipe.
+        """
+        newest = checkpoint.newest(self.run.checkpoints, set_aside=False) if self.run is not None else None
+        if newest is None or self.recipe is None:
+            return None
+        _, discriminator = models.build(self.recipe.model, self.shape, seed=self.recipe.run.seed)
+        checkpoint.load(newest, {"discriminator": discriminator})
+        return discriminator.eval().requires_grad_(False)
+
+
+def find(path: str, *, raw: bool = False) -> Exported:
+    """Loads a generator, with its averaged weights or a run's raw ones, and finds what lies beside it.
+
+    Raises:
+        UserError: there is none, or no checkpoint with raw weights.
+    """
+    folder, generator, step, shape = _load(path)
+    exported, run = folder / "recipe.yaml", Places(folder.absolute().parent)
+    of_run = next((recipe.load(file) for file in (exported, run.config) if file.exists()), None)
+    extractor = folder / run.extractor.name if exported.exists() else run.extractor
+    places = run if run.config.exists() and not exported.exists() else None
+    measured = report.read(folder)
+    if raw:
+        newest = checkpoint.newest(Places(path).checkpoints, set_aside=False)
+        if newest is None:
+            raise UserError(
+                f"the raw weights are asked for, but {path} is not the folder of a run with checkpoints: give that, or "
+                "leave --weights out."
+            )
+        checkpoint.load(newest, {"generator": generator})
+        step, measured = checkpoint.step_of(newest), None
+    at_hand = measured if measured is not None and measured.step == step else None
+    return Exported(generator, shape, step, of_run, extractor, at_hand, places)
+
+
+def load_generator(path: str | os.PathLike[str]) -> Generator:
+    """Loads an exported generator, in eval mode on the CPU: from its folder, its run's, or the Hugging Face hub by id.
+
+    `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed, and only
+    safetensors and JSON are read, or fetched, whatever else a repository holds.
+
+    Raises:
+        UserError: there is no generator, it is damaged, or what is offered is a pickle.
+    """
+    return _load(path)[1]
+
+
+def step_of(folder: Path) -> int | None:
+    """Reads the step of the generator in a folder; None if there is none, or it is damaged."""
+    try:
+        return json.loads((folder / "config.json").read_text())["step"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError):
+        return None
+
+
+def save_generator(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    model: ModelConfig,
+    shape: Shape,
+    *,
+    step: int,
+    measured: Report | None = None,
+) -> None:
+    """Writes an exported generator, and what was measured of it if anything was, as evaluation.json.
+
+    Each file is replaced in one piece, so that a reader never finds half of one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "library_name": "distgan",
+        "format": bundle.FORMAT,
+        "model": asdict(model),
+        "images": asdict(shape),
+        "step": step,
+    }
+    contents = {"model.safetensors": tensors.to_bytes(weights), "config.json": bundle.to_json(config)}
+    (folder / "evaluation.json").unlink(missing_ok=True)  # first, so that no old numbers stand beside new weights
+    if measured is not None:
+        contents["evaluation.json"] = bundle.to_json(measured.to_json())
+    for name, content in contents.items():
+        with disk.whole(folder / name) as partial:
+            disk.write(partial, content)
+    disk.sync_folder(folder)
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, Shape]:
+    """Returns the folder of an exported generator, the generator, its step, and what it draws."""
+    folder = _folder(path)
+    for name in ("model.safetensors", "config.json"):
+        if not (folder / name).exists():
+            pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
+            hint = f" ({pickles[0]} is a pickle and is never loaded, because it can run code)" if pickles else ""
+            raise UserError(f"{folder} holds no exported generator: {name} is not there{hint}.")
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        if config["format"] != bundle.FORMAT:
+            raise UserError(
+                f"{folder} is of format {config['format']}, and this version of distgan knows {bundle.FORMAT}."
+            )
+        shape, step = Shape(**config["images"]), config["step"]
+        generator = build_generator(ModelConfig(**config["model"]), shape)
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
+    tensors.load_into(generator, tensors.read(folder / "model.safetensors"), f"the generator in {folder}")
+    return folder, generator.eval().requires_grad_(False), step, shape
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """Finds the folder of an exported generator: given itself, by its run, or fetched from the hub."""
+    folder = Path(paths.expanded("the generator's folder", path))
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        folder = _from_hub(str(path))
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
+            "pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
+        )
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist.")
+    if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
+        folder = folder / "generator"
+    return folder
+
+
+def _from_hub(repository: str) -> Path:
+    """Fetches an exported generator's two files, and no others."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json"]))
+    except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
+        raise UserError(
+            f"{repository} is neither a folder here nor a model on the Hugging Face hub that you may read: check the "
+            "name, or run `hf auth login`."
+        ) from error
+    except (OSError, errors.HfHubHTTPError) as error:
+        raise UserError(
+            f"{repository} is no folder here, is not in the cache, and the Hugging Face hub cannot be reached."
+        ) from error

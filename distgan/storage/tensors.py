@@ -1,0 +1,80 @@
+"""Tensors in files: safetensors only, except one pickle of torch-fidelity's from which only tensors are read."""
+
+import hashlib
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+
+from distgan.errors import UserError
+
+INCEPTION_SHA256 = "6726825d"
+"""The beginning of the hash of torch-fidelity's InceptionV3, which stands in its file's name."""
+
+
+def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the same bytes for the same tensors: without metadata, whose order safetensors leaves to chance."""
+    return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """Reads a file of tensors.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return tensors_from_bytes(file.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is not a readable safetensors file.") from error
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Loads tensors into the network whose they are.
+
+    Raises:
+        UserError: they are not; the sentence begins with `what`.
+    """
+    expected = network.state_dict()
+    wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
+    wrong += [name for name in tensors if name not in expected]
+    if wrong:
+        raise UserError(f"{what} is of another network: {wrong[0]} does not match.")
+    network.load_state_dict(tensors)
+
+
+def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
+    """Reads the weights of a network that others have trained, and the sha256 of their file.
+
+    A hash at the end of the file's name, as in `name-6726825d.pth`, must be the beginning of that. Safetensors only,
+    except torch-fidelity's InceptionV3: that one file is a pickle, from which only tensors are read.
+
+    Raises:
+        UserError: the file is missing, damaged or a pickle.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"the weights {file} cannot be read: {error.strerror}.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    named = re.search(r"-([0-9a-f]{8,64})$", file.stem)
+    if named is not None and not sha256.startswith(named[1]):
+        raise UserError(f"the weights {file} do not match the hash in their name ({sha256[:8]}…): fetch them again.")
+    if file.suffix != ".safetensors" and not sha256.startswith(INCEPTION_SHA256):
+        raise UserError(
+            f"the weights {file} are not safetensors; pickles are not loaded, because they can run code, except "
+            f"torch-fidelity's InceptionV3 ({INCEPTION_SHA256}…)."
+        )
+    try:
+        if file.suffix == ".safetensors":
+            return tensors_from_bytes(content), sha256
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), sha256  # noqa: TID251
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(f"the weights {file} are damaged.") from error
