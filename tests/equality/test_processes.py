@@ -58,7 +58,7 @@ DCGAN += ["--train.batch_size=24", "--track.to=none", "--track.log_every=1"]
 
 
 @pytest.mark.parametrize(("setups", "steps", "tolerance"), [([], 5, 1e-3), ([float64], 20, 1e-9)], ids=["fp32", "fp64"])
-def test_nor_do_those_of_a_dcgan_whose_batch_norm_is_synchronised(tmp_path, setups, steps, tolerance):
+def test_losses_of_a_dcgan_with_synchronised_batch_norm_equal_across_process_counts(tmp_path, setups, steps, tolerance):
     def dcgan(world, *overrides):
         run = tmp_path / f"{world}{len(overrides)}"
         argv = [*DCGAN, f"--run.dir={run}", f"--train.steps={steps}", *overrides]
@@ -87,7 +87,7 @@ def test_the_variants_are_all_there_is():
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_nor_does_anything_beyond_dcgan(tmp_path, variant):
+def test_losses_beyond_dcgan_equal_across_process_counts(tmp_path, variant):
     def losses(world):
         run = tmp_path / str(world)
         argv = [*TINY, *variant, f"--run.dir={run}", "--train.steps=6", "--track.log_every=1"]

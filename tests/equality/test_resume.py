@@ -67,7 +67,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, o
     ("world", "variant"),
     [*((2, name) for name in VARIANTS), (3, "relativistic-r1-r2-lazy-spectral-dcgan-labels")],
 )
-def test_nor_does_a_stop_show_in_anything_beyond_dcgan(tmp_path, world, variant):
+def test_a_stopped_run_beyond_dcgan_ends_with_the_same_bits(tmp_path, world, variant):
     whole, parts = stopped_and_resumed(tmp_path, world, *VARIANTS[variant])
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)
@@ -80,7 +80,7 @@ def test_nor_does_a_stop_show_in_anything_beyond_dcgan(tmp_path, world, variant)
         *((signal.SIGUSR1, 2), (signal.SIGUSR2, 2)),
     ],
 )
-def test_so_is_one_that_a_signal_to_any_rank_stopped(tmp_path, number, world):
+def test_a_run_that_a_signal_to_any_rank_stopped_ends_with_the_same_bits(tmp_path, number, world):
     whole, parts = stopped_and_resumed(tmp_path, world, number=number)
     assert tensors(parts, 11) == tensors(whole, 11)
     assert metrics(parts) == metrics(whole)

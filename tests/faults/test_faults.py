@@ -121,7 +121,7 @@ def test_a_fault_on_one_rank_is_told_by_it_alone(tmp_path):
     assert all(bundle.is_whole(folder) for folder in (run / "checkpoints").iterdir())
 
 
-def test_so_is_one_before_training(tmp_path):
+def test_a_fault_before_training_is_told_by_its_rank_alone(tmp_path):
     log = tmp_path / "log"
     argv = [*TINY, f"--run.dir={tmp_path / 'run'}"]
     assert launch(argv, world=2, setups=[functools.partial(fail_while_resuming, 1)], log=log) == [LOST, 1]

@@ -122,7 +122,7 @@ def test_a_quoted_path_is_one_word_that_means_it(home, name):
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_so_is_one_on_a_terminal_that_does_not_have_its_letters(home, monkeypatch, name):
+def test_a_command_can_be_pasted_on_a_terminal_without_its_letters(home, monkeypatch, name):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     printed = subprocess.run(["bash", "-c", f"printf %s {paths.quoted(name)}"], capture_output=True).stdout
     assert os.path.normpath(os.fsdecode(printed)) == name

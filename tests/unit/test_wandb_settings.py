@@ -69,7 +69,7 @@ def test_a_key_that_wandb_refuses_is_not_shown(monkeypatch):
     assert "secret" not in str(refused.value)
 
 
-def test_it_is_refused_before_anything_starts(tmp_path):
+def test_a_wandb_setting_that_is_wrong_is_refused_before_anything_starts(tmp_path):
     log = tmp_path / "log"
     argv = [*TINY_WITH_WANDB, f"--run.dir={tmp_path / 'run'}"]
     for more in (["--track.project=a/b"], ["--track.project=a/b", "--check"]):
