@@ -38,6 +38,12 @@ def write(file: Path, content: bytes, *, durable: bool = True) -> None:
             os.fsync(stream.fileno())
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `whole` left in a folder when it was killed. Only for the process that owns the folder."""
+    for partial in folder.glob("*.tmp"):
+        partial.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)

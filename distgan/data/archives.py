@@ -61,7 +61,7 @@ def unzipped(file: Path) -> Tree:
 
 
 def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
-    """Returns an entry's name, with slashes between its parts. Raises ValueError if the entry may not be read."""
+    """Returns an entry's name, with slashes between its parts. Raises UserError if the entry may not be read."""
     name = plain(entry.filename)
     if entry.filename.startswith(("/", "\\")) or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
         raise UserError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")

@@ -176,7 +176,7 @@ def _tree(root: Path) -> Tree:
 
 
 def _archive(file: Path) -> Tree:
-    """Lists the files in a zip archive. Raises ValueError if the file is something else."""
+    """Lists the files in a zip archive. Raises UserError if the file is something else."""
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
         place = file if file.name.endswith((".tar.gz", ".tgz")) else file.parent  # other sources take folders
         advice = of_another_source([file.name], str(place)) or (

@@ -33,7 +33,7 @@ class Source:
     """A training set that nobody has decoded yet."""
 
     records: Callable[[int], Iterator[Record]]
-    """Every n-th of its images, in an order that never changes. Raises ValueError where the files are damaged."""
+    """Every n-th of its images, in an order that never changes. Raises UserError where the files are damaged."""
     count: int
     """How many records there are."""
     channels: int
@@ -97,7 +97,7 @@ def printable(name: str) -> str:
 
 
 def existing_folder(path: str | None) -> Path:
-    """Returns `data.path`, which must be a folder. Raises ValueError where it is none."""
+    """Returns `data.path`, which must be a folder. Raises UserError where it is none."""
     assert path is not None
     if not paths.is_folder(path):
         raise UserError(f"data.path is {path}, but there is no such folder.")
@@ -105,7 +105,7 @@ def existing_folder(path: str | None) -> Path:
 
 
 def contents(file: Path) -> bytes:
-    """Returns what a file holds. Raises ValueError where it cannot be read."""
+    """Returns what a file holds. Raises UserError where it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -113,7 +113,7 @@ def contents(file: Path) -> bytes:
 
 
 def refuse_columns(data: DataConfig, place: Path) -> None:
-    """Raises ValueError where a configuration or a column is named, though the files found have neither."""
+    """Raises UserError where a configuration or a column is named, though the files found have neither."""
     for key in ("config", "image_column", "label_column"):
         if getattr(data, key) is not None:
             raise UserError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")

@@ -397,7 +397,7 @@ def _lock(file: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Wraps what writes in the cache; raises ValueError if that fails."""
+    """Wraps what writes in the cache; raises UserError if that fails."""
     try:
         yield
     except OSError as error:

@@ -17,8 +17,6 @@ from torch.distributed.rendezvous import rendezvous
 from distgan.errors import LostRankError, UserError, mark_reported
 from distgan.parallel.launch import node, speaks_for_node, started_by
 
-_AGAIN = 10.0  # seconds for which a rank looks for the store again, after a connection to it broke
-
 
 class Meeting(NamedTuple):
     """The ranks of one start."""
@@ -47,26 +45,17 @@ def meet(*, timeout: float) -> Meeting:
         UserError: there are two of a rank, their numbers differ, or the meeting place is taken by another program.
     """
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    deadline, lost_at = time.monotonic() + timeout, None
-    while True:
-        try:
-            left = max(deadline - time.monotonic(), 1)
-            store, rank, world = _launchers_store(left)
-            called = _agree(store, rank, world, left)
-            break
-        except LostRankError:
-            raise
-        except RuntimeError as error:
-            if "EADDRINUSE" in str(error):
-                raise UserError(f"{place} is taken by another program: set MASTER_PORT to a free port.") from error
-            _met.clear()  # a connection that broke; the store may be there again
-            now = time.monotonic()
-            lost_at = lost_at or now
-            if now < min(deadline, lost_at + _AGAIN):
-                time.sleep(0.1)
-                continue
-            unreached = LostRankError(f"the other ranks cannot be reached at {place}: {_together()}.")
-            raise (unreached if speaks_for_node() else mark_reported(unreached)) from error
+    try:
+        store, rank, world = _launchers_store(timeout)
+        called = _agree(store, rank, world, timeout)
+    except LostRankError:
+        raise
+    except RuntimeError as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(f"{place} is taken by another program: set MASTER_PORT to a free port.") from error
+        _met.clear()  # its connection broke: the next run of this process connects anew
+        unreached = LostRankError(f"the other ranks cannot be reached at {place}: {_together()}.")
+        raise (unreached if speaks_for_node() else mark_reported(unreached)) from error
     if called["nodes"] > 1:
         own = called["ranks"][rank]["address_of_0"]
         address = called["address_of_0"] if _is_loopback(own) else own

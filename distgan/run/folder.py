@@ -77,6 +77,8 @@ class RunFolder(Places):
         recorded = replace(config, run=replace(config.run, stop_at=None))
         files.replace(self.config, recipe.dump(recorded).encode())
         checkpoint.remove_leftovers(self.checkpoints)
+        for folder in (self.path, self.generator, self.generator_best):
+            files.remove_leftovers(folder)
         return Claim(self, stream)
 
     def keep_extractor(self, file: Path) -> None:
@@ -90,11 +92,12 @@ class RunFolder(Places):
         self.preempted.write_text(json.dumps({"step": step}) + "\n")
 
     @contextlib.contextmanager
-    def writing(self, what: str = "") -> Iterator[None]:
+    def writing(self, failed: str | None = None) -> Iterator[None]:
         """Wraps what is written here.
 
         Args:
-            what: of which step, for the sentence; if unset, the folder itself.
+            failed: what to say if it fails, such as "step 4 could not be saved"; if unset, that the folder cannot be
+                written.
 
         Raises:
             NotSavedError: the disk is full or fails.
@@ -102,7 +105,7 @@ class RunFolder(Places):
         try:
             yield
         except OSError as error:
-            said = f"{what} could not be written in {self.path}" if what else f"{self.path} cannot be written"
+            said = f"{failed} in {self.path}" if failed is not None else f"{self.path} cannot be written"
             raise NotSavedError(f"{said} ({error.strerror}).") from error
 
     def describe(self, best: str | None) -> str:

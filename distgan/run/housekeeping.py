@@ -2,10 +2,10 @@
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -28,6 +28,8 @@ from distgan.run.watch import Watch
 from distgan.schedules import Rates
 from distgan.seeding import RunSeed
 from distgan.storage import bundle, checkpoint
+
+T = TypeVar("T")
 
 _COLUMNS = 8  # of the sample grid, and its rows
 _ROWS = 32  # at most, where there is one for each class
@@ -292,16 +294,16 @@ class Housekeeping:
     # ------------------------------------------------------------------------------------------------------------------
     # What rank zero does alone.
 
-    def _on_rank_zero_writing(self, action: Any) -> Any:
+    def _on_rank_zero_writing(self, action: Callable[[], T]) -> T:
         """Collective: runs an action that writes in the run's folder; one that cannot be written ends the run."""
 
-        def guarded() -> Any:
+        def guarded() -> T:
             with self._folder.writing():
                 return action()
 
         return self.ranks.on_rank_zero(guarded)
 
-    def _record(self, what: str, action: Any) -> None:
+    def _record(self, what: str, action: Callable[[], object]) -> None:
         """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
         self.ranks.on_rank_zero(lambda: self._saver.record(what, action))
 
@@ -345,7 +347,7 @@ class Housekeeping:
 
 
 def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config) -> None:
-    """Raises ValueError, with what differs, where the checkpoint of this state was trained on other images."""
+    """Raises UserError, with what differs, where the checkpoint of this state was trained on other images."""
     if state["images"] != images.fingerprint:
         raise UserError(
             f"{Path(config.run.dir)} was trained on other images than {config.data.source} is now: "

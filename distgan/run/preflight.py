@@ -120,7 +120,7 @@ def _refuse_to_resume_on_others(config: Config, folder: RunFolder, images: data.
 
 
 def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
-    """Raises ValueError where the run would be trained on, or compared with, what it writes itself."""
+    """Raises UserError where the run would be trained on, or compared with, what it writes itself."""
     read = [config.data.path] if config.data.source == "folder" else []
     read += [config.eval.reference] if config.eval.reference not in ("train", "test") else []
     places = {"run.dir": config.run.dir, **({"data.cache": config.data.cache} if config.data.cache else {})}

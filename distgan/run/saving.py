@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -92,7 +91,7 @@ class Saver:
         keep, model = self._config.checkpoint, self._config.model
 
         def write() -> None:
-            with self._saving(step):
+            with self._folder.writing(f"step {step} could not be saved"):
                 self._tracker.sync()
                 checkpoint.save(self._folder.checkpoints, step, files, described)
                 needed = rollback.needed(self._folder, starts, every=keep.every) | ({best.step} if best else set())
@@ -141,7 +140,7 @@ class Saver:
             NotSavedError: it failed, and `checkpoint.on_error` is stop.
         """
         try:
-            with self._folder.writing(f"{what} of step {self._state.step}"):
+            with self._folder.writing(f"{what} of step {self._state.step} could not be written"):
                 action()
         except NotSavedError as error:
             self._accept(error)
@@ -152,10 +151,3 @@ class Saver:
         print(
             f"distgan: warning: {error} Training goes on; what was saved before is kept.", file=sys.stderr, flush=True
         )
-
-    @contextmanager
-    def _saving(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise NotSavedError(f"step {step} could not be saved in {self._folder.path} ({error.strerror}).") from error

@@ -13,7 +13,7 @@ from distgan.run.guard import Guard
 from distgan.run.meter import Meter
 from distgan.storage import checkpoint
 from distgan.storage.bundle import Files
-from distgan.storage.checkpoint import Slots
+from distgan.storage.checkpoint import HoldsTensors, Slots
 
 
 class Scaler:
@@ -62,12 +62,11 @@ class TrainingState:
 
     def snapshot(self) -> Files:
         """Copies all tensors to host memory."""
-        return checkpoint.snapshot({name: part for name, part in self._parts() if hasattr(part, "state_dict")})
+        return checkpoint.snapshot(self._files())
 
     def described(self) -> dict[str, Any]:
         """Collective: returns all that is not a tensor."""
-        rest = {name: part for name, part in self._parts() if not hasattr(part, "state_dict")}
-        return {name: part.state() if hasattr(part, "state") else part for name, part in rest.items()}
+        return {name: part.state() if hasattr(part, "state") else part for name, part in self._entries().items()}
 
     def load(self, folder: Path) -> None:
         """Takes all of it from a verified checkpoint.
@@ -75,14 +74,11 @@ class TrainingState:
         Raises:
             UserError: its tensors are not those of these networks.
         """
-        holders = {name: part for name, part in self._parts() if hasattr(part, "state_dict")}
-        saved = checkpoint.load(folder, holders)
-        for name, part in self._parts():
-            if name in holders or name not in saved:
-                continue
-            if hasattr(part, "load_state"):
+        saved = checkpoint.load(folder, self._files())
+        for name, part in self._entries().items():
+            if name in saved and hasattr(part, "load_state"):
                 part.load_state(saved[name])
-            else:
+            elif name in saved:
                 setattr(self, name, saved[name])
 
     def first_not_finite(self) -> str | None:
@@ -92,8 +88,7 @@ class TrainingState:
         """
         tensors = {
             f"{name} in the {file.replace('_', ' ')}": tensor
-            for file, part in self._parts()
-            if hasattr(part, "state_dict")
+            for file, part in self._files().items()
             for name, tensor in part.state_dict().items()
         }
         for device in {tensor.device for tensor in tensors.values()}:
@@ -103,5 +98,11 @@ class TrainingState:
                 return next(name for name, whole in zip(here, finite, strict=True) if not whole)
         return None
 
-    def _parts(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
+    def _files(self) -> dict[str, HoldsTensors]:
+        return {name: part for name, part in self._parts().items() if hasattr(part, "state_dict")}
+
+    def _entries(self) -> dict[str, Any]:
+        return {name: part for name, part in self._parts().items() if not hasattr(part, "state_dict")}
+
+    def _parts(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}

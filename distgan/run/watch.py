@@ -98,7 +98,7 @@ def unseen_images(images: DataConfig, scale: data.Scale | None, *, classes: int)
         return Watched(pixels, y if classes else None)
     except ValueError as error:
         print(
-            f"distgan: guard/memory is off, which needs images that nobody trains on: {error}",
+            f"distgan: guard/memory is off: it needs images that nobody trains on, and {error}",
             file=sys.stderr,
             flush=True,
         )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,16 +34,12 @@ class Report:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Takes what `to_json` returned."""
-        return cls(**content)
+        """Takes what `to_json` returned; what else stands there is left out."""
+        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     def comparable_to(self, other: "Report") -> bool:
         """Tells whether both were measured by the same protocol."""
         return self.protocol == other.protocol
-
-    def value(self, metric: str) -> float:
-        """Returns a number by its name."""
-        return self.metrics[metric]
 
 
 def read(folder: Path) -> Report | None:

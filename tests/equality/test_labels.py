@@ -74,7 +74,7 @@ def test_unseen_images_without_labels_are_done_without(tmp_path):
     log = tmp_path / "log"
     source = ["--data.source=cifar10", f"--data.path={tmp_path / 'copy'}", "--train.steps=3"]
     assert launch([*CONDITIONAL, *source, f"--run.dir={tmp_path / 'run'}"], log=log) == [0]
-    said = "guard/memory is off, which needs images that nobody trains on: some of them have labels that the training"
+    said = "guard/memory is off: it needs images that nobody trains on, and some of them have labels that the training"
     assert said in log.read_text()
     assert launch([*TINY, *source, f"--run.dir={tmp_path / 'unlabelled'}"]) == [0]
 
