@@ -5,12 +5,15 @@ user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. 
 """
 
 import importlib
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from distgan import __version__, output
+from distgan import __version__, files, output
 from distgan.errors import StoppedError, UserError, is_reported
 
 VERBS = {
@@ -55,6 +58,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return 1
     return 0
+
+
+def check_json(file: Path | None) -> None:
+    """Refuses a place for `--json` that cannot be written, before the work for it is done.
+
+    Raises:
+        UserError: its folder is not there.
+    """
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError(f"--json is {file}, but there is no folder {file.parent}.")
+
+
+def write_json(file: Path, found: dict[str, Any]) -> None:
+    """Writes what a verb found to the file of `--json`, in one piece, and says where. A pipe or device is written to.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = json.dumps(found, indent=1) + "\n"
+    try:
+        output = [number for number in (1, 2) if file.exists() and os.path.samestat(file.stat(), os.fstat(number))]
+        if output:  # /dev/stdout, say, in its turn with what is printed
+            sys.stdout.flush()
+            with open(output[0], "w", closefd=False) as stream:
+                stream.write(text)
+        elif file.exists() and not file.is_file():
+            file.write_text(text)
+        else:
+            files.replace(file, text.encode())
+    except OSError as error:
+        raise UserError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
+    print(f"written to  {file}")
 
 
 def _usage() -> str:

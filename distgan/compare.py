@@ -12,7 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from distgan import data, paths, pictures, results
+from distgan import data, paths, pictures
+from distgan.cli import check_json, write_json
 from distgan.storage import exported, report
 from distgan.storage.exported import Exported
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
     arguments = paths.expand(parser.parse_args(argv), "runs", "out", "json")
     pictures.check(arguments.out)
-    results.check(arguments.json)
+    check_json(arguments.json)
     columns = [_column(run, arguments.seed) for run in arguments.runs]
     reports = {column.name: column.found.evaluation for column in columns}
     differences = report.differences({name: one for name, one in reports.items() if one is not None})
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(arguments.out)
     if arguments.json is not None:
         described = {column.name: column.described for column in columns}
-        results.write(arguments.json, {"generators": described, "not_comparable": differences})
+        write_json(arguments.json, {"generators": described, "not_comparable": differences})
 
 
 @dataclass(frozen=True)

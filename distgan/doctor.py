@@ -21,7 +21,8 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from distgan import paths, results
+from distgan import paths
+from distgan.cli import write_json
 from distgan.data.store import cache_folder
 from distgan.errors import UserError
 from distgan.parallel import launch
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 findings = failing + findings
         if ranks.rank == 0 and arguments.json is not None:
             said = [asdict(finding) for finding in findings]
-            results.write(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
+            write_json(arguments.json, {"ranks": everyone, "all_reduce": reduced, "findings": said})
     if failing:
         raise ranks.reported_by_rank_zero(UserError(f"training would fail here: {failing[0].text}"))
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distgan import paths, results
+from distgan import paths
+from distgan.cli import check_json, write_json
 from distgan.errors import UserError
 from distgan.evaluation import Evaluation, Measured
 from distgan.parallel import launch
@@ -31,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():
             launch.check_gpus()
-            results.check(arguments.json)
+            check_json(arguments.json)
             found = exported.find(arguments.run, raw=arguments.weights == "raw")
             config = _config(arguments, found.recipe)
             images = _data(found, config)
-            evaluation = Evaluation(config, images, found.shape, rank=ranks.rank, own_weights=found.extractor)
+            evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
         same = {"generator": arguments.run, "step": found.step, **asdict(config), **launch.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if ranks.rank == 0:
             _show(arguments.run, found.step, measured, evaluation)
             if arguments.json is not None:
-                results.write(arguments.json, measured.report(arguments.run, found.step, evaluation.floor).to_json())
+                write_json(arguments.json, measured.report(arguments.run, found.step, evaluation.floor).to_json())
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -108,8 +109,8 @@ def _data(found: Exported, config: EvalConfig) -> DataConfig:
             f"the reference is {config.reference}, but no recipe lies beside the generator to say of what: give "
             "--reference a folder of pictures."
         )
-    size: Any = found.shape.image_size
-    channels: Any = found.shape.channels
+    size: Any = found.spec.image_size
+    channels: Any = found.spec.channels
     return DataConfig(source="folder", path=config.reference, image_size=size, channels=channels)
 
 

@@ -77,7 +77,7 @@ def card(config: Config, found: Exported) -> str:
     classes, labels, named = len(generator.class_counts), "", ""
     task = "" if classes else "pipeline_tag: unconditional-image-generation\n"  # the hub knows none for images by class
     if classes:
-        named = f"- Classes: {numbered(found.shape.class_names)}.\n"
+        named = f"- Classes: {numbered(found.spec.class_names)}.\n"
         label = max(i for i, images in enumerate(generator.class_counts) if images > 0)
         labels = (
             f"images = generator.sample(64, seed=1, label={label})  # of one of its {classes} classes, 0 to "

@@ -123,7 +123,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         ranks,
         state,
         images=images,
-        shape=materials.shape,
+        spec=materials.spec,
         seed=seed,
         rates=rates,
         probability=probability,
@@ -189,16 +189,16 @@ def print_plan(config: Config) -> None:
     materials = prepare(config)
     if rank != 0:
         return
-    folder, images, shape = materials.folder, materials.images, materials.shape
+    folder, images, spec = materials.folder, materials.images, materials.spec
     networks = materials.generator, materials.discriminator
     in_G, in_D = (sum(p.numel() for p in network.parameters()) for network in networks)
     buffers_G, buffers_D = (sum(b.numel() for b in network.buffers()) for network in networks)
     # Each network with Adam's two moments, and the average; everything in fp32.
     size = 4 * (3 * (in_G + in_D) + in_G + 2 * buffers_G + buffers_D)
     print(recipe.dump(config), end="")
-    print(f"\nimages               {len(images.pixels):,} of {shape.image_size}x{shape.image_size}x{shape.channels}")
-    if shape.class_names:
-        print(f"classes              {data.numbered(shape.class_names)}")
+    print(f"\nimages               {len(images.pixels):,} of {spec.image_size}x{spec.image_size}x{spec.channels}")
+    if spec.class_names:
+        print(f"classes              {data.numbered(spec.class_names)}")
     print(f"processes            {world}, {config.train.batch_size // world} images each per update")
     print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
     print(f"checkpoint           about {size / 1e6:.1f} MB")

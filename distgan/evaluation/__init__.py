@@ -22,7 +22,7 @@ from distgan.evaluation import weights as extractor_weights
 from distgan.evaluation.extractors import Classifier, Extractor, Inception
 from distgan.evaluation.scores import ClassSums, Moments
 from distgan.evaluation.weights import Weights
-from distgan.models import CHUNK, Generator, Shape
+from distgan.models import CHUNK, Generator, ImageSpec
 from distgan.parallel.ranks import Ranks
 from distgan.progress import shown
 from distgan.recipe import EVAL_METRICS, DataConfig, EvalConfig
@@ -66,26 +66,26 @@ class Evaluation:
     source has no such split."""
 
     def __init__(
-        self, config: EvalConfig, images: DataConfig, shape: Shape, *, rank: int, own_weights: Path | None = None
+        self, config: EvalConfig, images: DataConfig, spec: ImageSpec, *, rank: int, own_weights: Path | None = None
     ) -> None:
         """Finds whatever can be wrong; on rank zero has the extractor's weights ready, training them if need be.
 
         Args:
             config: what is asked for.
             images: the data set that the generator was trained on.
-            shape: of the generator's images.
+            spec: of the generator's images.
             rank: of this process.
             own_weights: file of the classifier that the generator's run has measured itself by, if it has.
 
         Raises:
             UserError: real images, labels or weights are missing or do not fit, or there are too few images.
         """
-        self._config, self._data, self._shape = config, images, shape
-        self._real = _find(config.reference, images, shape)
+        self._config, self._data, self._spec = config, images, spec
+        self._real = _find(config.reference, images, spec)
         self._check_counts()
         if rank == 0 and config.reference not in ("train", "test") and self._real.images.left_out:
             print(f"distgan: {self._real.images.left_out}", file=sys.stderr, flush=True)
-        self._weights = extractor_weights.find(config, images, shape, own=own_weights) if rank == 0 else None
+        self._weights = extractor_weights.find(config, images, spec, own=own_weights) if rank == 0 else None
 
     @property
     def fingerprint(self) -> str:
@@ -102,7 +102,7 @@ class Evaluation:
         """Collective: gives every rank the extractor, and rank zero what it makes of the real images."""
         self._ranks, self._progress = ranks, progress
         self._weights = ranks.on_rank_zero(lambda: self._weights)
-        self.extractor = extractor_weights.build(self._config, self.weights, self._shape).to(ranks.accelerator.device)
+        self.extractor = extractor_weights.build(self._config, self.weights, self._spec).to(ranks.accelerator.device)
         self._reference = self._statistics(self._real)
         self.floor = self._find_floor()
 
@@ -214,7 +214,7 @@ class Evaluation:
         """Finds the split that is not the reference, if the source has it here."""
         other = {"train": "test", "test": "train"}.get(self._config.reference)
         try:
-            return _find(other, self._data, self._shape) if other is not None else None
+            return _find(other, self._data, self._spec) if other is not None else None
         except ValueError:
             return None
 
@@ -307,7 +307,7 @@ class _Real:
         return self.images.pixels[self._order[first : first + count]]
 
 
-def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
+def _find(reference: str, images: DataConfig, spec: ImageSpec) -> _Real:
     """Finds the real images that `eval.reference` names."""
     if reference == "train":
         return _Real(f"split {images.split} of {images.source}", data.load(images))
@@ -321,8 +321,8 @@ def _find(reference: str, images: DataConfig, shape: Shape) -> _Real:
     folder = DataConfig(
         source="folder",
         path=reference,
-        image_size=shape.image_size,  # type: ignore[arg-type]
-        channels=shape.channels,  # type: ignore[arg-type]
+        image_size=spec.image_size,  # type: ignore[arg-type]
+        channels=spec.channels,  # type: ignore[arg-type]
         cache=images.cache,
     )
     try:

@@ -12,7 +12,7 @@ from distgan import data
 from distgan.errors import UserError
 from distgan.evaluation import classifier
 from distgan.evaluation.extractors import Classifier, Extractor, Inception
-from distgan.models import Shape
+from distgan.models import ImageSpec
 from distgan.recipe import DataConfig, EvalConfig
 from distgan.storage import bundle, cache, tensors
 
@@ -28,13 +28,13 @@ class Weights(NamedTuple):
     file: Path
 
 
-def find(config: EvalConfig, images: DataConfig, shape: Shape, *, own: Path | None) -> Weights:
+def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path | None) -> Weights:
     """Reads the weights, or makes or fetches them first.
 
     Args:
         config: names the extractor, and a file if it is the user's.
         images: what a classifier is trained on.
-        shape: of the images that it will be shown.
+        spec: of the images that it will be shown.
         own: file of the classifier that a run has measured itself by so far, if there is one.
 
     Raises:
@@ -51,11 +51,11 @@ def find(config: EvalConfig, images: DataConfig, shape: Shape, *, own: Path | No
         file, accuracy = _trained(images)
     read, sha256 = tensors.read_weights(file)
     weights = Weights(read, sha256, accuracy, file)
-    build(config, weights, shape)  # refused now rather than on every rank
+    build(config, weights, spec)  # refused now rather than on every rank
     return weights
 
 
-def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
+def build(config: EvalConfig, weights: Weights, spec: ImageSpec) -> Extractor:
     """Returns the extractor, on the CPU.
 
     Raises:
@@ -64,7 +64,7 @@ def build(config: EvalConfig, weights: Weights, shape: Shape) -> Extractor:
     if config.extractor == "inception":
         return Inception(weights.tensors)
     classes = len(weights.tensors["last.bias"]) if "last.bias" in weights.tensors else 1
-    network = Classifier(image_size=shape.image_size, channels=shape.channels, classes=classes)
+    network = Classifier(image_size=spec.image_size, channels=spec.channels, classes=classes)
     tensors.load_into(network, weights.tensors, f"the extractor in {weights.file}")
     return network.requires_grad_(False)
 

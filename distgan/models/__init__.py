@@ -20,7 +20,7 @@ __all__ = [
     "CHUNK",
     "Architecture",
     "Generator",
-    "Shape",
+    "ImageSpec",
     "build",
     "build_generator",
     "constrain",
@@ -33,7 +33,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ImageSpec:
     """What a network must know of the images."""
 
     image_size: int
@@ -51,11 +51,11 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """How a pair of networks is built from the configuration and the images' shape."""
+    """How a pair of networks is built from the configuration and the images' spec."""
 
-    generator: Callable[[ModelConfig, Shape], Generator]
+    generator: Callable[[ModelConfig, ImageSpec], Generator]
     """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W) in [-1, 1]."""
-    discriminator: Callable[[ModelConfig, Shape], nn.Module]
+    discriminator: Callable[[ModelConfig, ImageSpec], nn.Module]
     """forward(x, y=None): images (N, C, H, W) in [-1, 1], labels (N,) or None -> logits (N,)."""
     initialise: Callable[[nn.Module, Any], None]
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
@@ -65,14 +65,14 @@ class Architecture:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "dcgan": Architecture(
-        generator=lambda model, shape: dcgan.DCGANGenerator(**_of_generator(model, shape)),
-        discriminator=lambda model, shape: dcgan.DCGANDiscriminator(**_of_discriminator(model, shape)),
+        generator=lambda model, spec: dcgan.DCGANGenerator(**_of_generator(model, spec)),
+        discriminator=lambda model, spec: dcgan.DCGANDiscriminator(**_of_discriminator(model, spec)),
         initialise=dcgan.initialise,
         d_norms=("batch", "spectral", "none"),
     ),
     "resnet": Architecture(
-        generator=lambda model, shape: resnet.ResNetGenerator(**_of_generator(model, shape)),
-        discriminator=lambda model, shape: resnet.ResNetDiscriminator(**_of_discriminator(model, shape)),
+        generator=lambda model, spec: resnet.ResNetGenerator(**_of_generator(model, spec)),
+        discriminator=lambda model, spec: resnet.ResNetDiscriminator(**_of_discriminator(model, spec)),
         initialise=resnet.initialise,
     ),
 }
@@ -96,7 +96,7 @@ def d_norm(model: ModelConfig) -> str:
     return model.d_norm or norms[0]
 
 
-def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn.Module]:
+def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, nn.Module]:
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
@@ -104,8 +104,8 @@ def build(model: ModelConfig, shape: Shape, *, seed: int) -> tuple[Generator, nn
     """
     norm = d_norm(model)
     architecture = _architecture(model.architecture)
-    generator, discriminator = architecture.generator(model, shape), architecture.discriminator(model, shape)
-    if generator.class_counts != shape.class_counts:
+    generator, discriminator = architecture.generator(model, spec), architecture.discriminator(model, spec)
+    if generator.class_counts != spec.class_counts:
         raise UserError(f"model.conditional is true, but {model.architecture} takes no labels.")
     assert has_batch_norm(discriminator) == (norm == "batch"), f"{model.architecture}'s d_norms must say batch norm"
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
@@ -127,33 +127,33 @@ def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
     spectral_norm.iterate(discriminator)
 
 
-def build_generator(model: ModelConfig, shape: Shape) -> Generator:
+def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
     """Returns a generator whose weights are yet to be loaded or drawn.
 
     Raises:
         UserError: the architecture is unknown.
     """
-    generator = _architecture(model.architecture).generator(model, shape)
-    generator.class_names = shape.class_names
+    generator = _architecture(model.architecture).generator(model, spec)
+    generator.class_names = spec.class_names
     return generator
 
 
-def _of_generator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
+def _of_generator(model: ModelConfig, spec: ImageSpec) -> dict[str, Any]:
     return {
-        **_of_images(shape),
-        "class_counts": shape.class_counts,
+        **_of_images(spec),
+        "class_counts": spec.class_counts,
         "width": model.width,
         "latent_dim": model.latent_dim,
     }
 
 
-def _of_discriminator(model: ModelConfig, shape: Shape) -> dict[str, Any]:
+def _of_discriminator(model: ModelConfig, spec: ImageSpec) -> dict[str, Any]:
     width = model.d_width or model.width
-    return {**_of_images(shape), "classes": len(shape.class_counts), "width": width, "norm": d_norm(model)}
+    return {**_of_images(spec), "classes": len(spec.class_counts), "width": width, "norm": d_norm(model)}
 
 
-def _of_images(shape: Shape) -> dict[str, Any]:
-    return {"image_size": shape.image_size, "channels": shape.channels}
+def _of_images(spec: ImageSpec) -> dict[str, Any]:
+    return {"image_size": spec.image_size, "channels": spec.channels}
 
 
 @torch.no_grad()

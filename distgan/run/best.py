@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distgan import files
 from distgan.errors import UserError
-from distgan.models import Shape
+from distgan.models import ImageSpec
 from distgan.recipe import EvalConfig, ModelConfig
 from distgan.storage import checkpoint, exported, tensors
 from distgan.storage import report as reports
@@ -84,7 +84,7 @@ def export_best(
     folder: Places,
     best: Report | None,
     model: ModelConfig,
-    shape: Shape,
+    spec: ImageSpec,
     *,
     weights: Mapping[str, Tensor] | None = None,
 ) -> bool:
@@ -95,7 +95,7 @@ def export_best(
     Args:
         folder: of the run.
         best: the report, None where nothing was evaluated.
-        model, shape: what builds the generator.
+        model, spec: what builds the generator.
         weights: the averaged ones of that step; out of its checkpoint where they are not at hand.
     """
     there = _report(folder.generator_best)
@@ -107,11 +107,11 @@ def export_best(
     if there is not None and not (there.comparable_to(best) and there.best_by == best.best_by):
         files.move_aside(folder.generator_best, "abandoned")  # nobody can tell which is better
     average = weights if weights is not None else tensors.read(file)
-    exported.save_generator(folder.generator_best, average, model, shape, step=best.step, measured=best)
+    exported.save_generator(folder.generator_best, average, model, spec, step=best.step, measured=best)
     return True
 
 
-def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: ModelConfig, shape: Shape) -> bool:
+def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: ModelConfig, spec: ImageSpec) -> bool:
     """Restores both exported generators after a kill or a rollback. Returns False if the best one is lost.
 
     A best generator that a rollback gave up is put aside. For rank zero alone.
@@ -119,10 +119,10 @@ def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: Model
     step = checkpoint.step_of(found)
     if exported.step_of(folder.generator) != step:
         weights = tensors.read(found / "average.safetensors")
-        exported.save_generator(folder.generator, weights, model, shape, step=step, measured=so_far.at(step))
+        exported.save_generator(folder.generator, weights, model, spec, step=step, measured=so_far.at(step))
     if (best_step := exported.step_of(folder.generator_best)) is not None and best_step > step:
         files.move_aside(folder.generator_best, "abandoned")
-    return export_best(folder, so_far.best, model, shape)
+    return export_best(folder, so_far.best, model, spec)
 
 
 def _report(folder: Path) -> Report | None:

@@ -12,7 +12,7 @@ import torch
 from distgan.data import Images
 from distgan.errors import NotFiniteError, TroubleError, UserError
 from distgan.evaluation import Evaluation, Measured
-from distgan.models import Shape
+from distgan.models import ImageSpec
 from distgan.parallel.ranks import Ranks
 from distgan.parallel.stopping import STOP_SIGNALS
 from distgan.recipe import Config
@@ -50,7 +50,7 @@ class Housekeeping:
         state: TrainingState,
         *,
         images: Images,
-        shape: Shape,
+        spec: ImageSpec,
         seed: RunSeed,
         rates: Rates,
         probability: bool,
@@ -65,7 +65,7 @@ class Housekeeping:
             ranks: all of them, joined.
             state: what a checkpoint holds.
             images: what is trained on.
-            shape: of the images, and their classes.
+            spec: of the images, and their classes.
             seed: what the loop draws from, which a rollback changes.
             rates: the learning rates, which a rollback lowers.
             probability: whether the loss's scores are probabilities.
@@ -73,7 +73,7 @@ class Housekeeping:
             watch: on rank zero, what the guard looks at.
         """
         self.config, self.ranks, self.state, self.seed, self.rates = config, ranks, state, seed, rates
-        self._folder, self._images, self._shape = folder, images, shape
+        self._folder, self._images, self._spec = folder, images, spec
         self._probability, self._evaluation, self._watch = probability, evaluation, watch
         self.until = min(config.last_step, config.run.stop_at or config.last_step)
         self._stopped = False  # by a signal
@@ -82,7 +82,7 @@ class Housekeeping:
         self._lost = 0  # steps that rollbacks took back
         self._gone_back = False  # whether the newest checkpoint is the one that the last rollback went back to
         self._tracker = Tracker(ranks.accelerator, folder, config)
-        self._saver = Saver(config, folder, state, shape, self._tracker)
+        self._saver = Saver(config, folder, state, spec, self._tracker)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Beginning and ending.
@@ -108,7 +108,7 @@ class Housekeeping:
             self._gone_back = self._is_behind_a_rollback(saved, len(happened))
             if self._gone_back or "guard" not in saved:
                 state.guard = self._new_guard()  # a new attempt is judged from its start
-            there = (folder, found, state.standing, self.config.model, self._shape)
+            there = (folder, found, state.standing, self.config.model, self._spec)
             if not self._on_rank_zero_writing(lambda: restore_exports(*there)):
                 state.standing.best = None  # it was not kept, when another took its place
         # Draws and learning rates follow from the rollbacks that were written down, also after a resume.

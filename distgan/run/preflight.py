@@ -11,7 +11,7 @@ from distgan import data, models
 from distgan.ema import Average
 from distgan.errors import UserError
 from distgan.evaluation import Evaluation
-from distgan.models import Generator, Shape
+from distgan.models import Generator, ImageSpec
 from distgan.objective import Objective
 from distgan.parallel import launch
 from distgan.recipe import Config, rules
@@ -28,7 +28,7 @@ class Materials:
     objective: Objective
     folder: RunFolder
     images: data.Images
-    shape: Shape
+    spec: ImageSpec
     generator: Generator
     discriminator: nn.Module
     average: Average
@@ -60,8 +60,8 @@ def prepare(config: Config) -> Materials:
     _refuse_to_resume_on_others(config, folder, images)
 
     # The networks, and the weights that they start from.
-    shape = _shape(config, images)
-    generator, discriminator = models.build(config.model, shape, seed=config.run.seed)
+    spec = _spec(config, images)
+    generator, discriminator = models.build(config.model, spec, seed=config.run.seed)
     networks = {"generator": generator, "discriminator": discriminator}
     rules.check_parts(
         config,
@@ -75,12 +75,12 @@ def prepare(config: Config) -> Materials:
         checkpoint.load(_newest_of(config.train.init_from), {**networks, "average": average.generator})
 
     # What judges the run.
-    evaluation = _evaluation(config, folder, shape, rank=rank)
-    unseen = unseen_images(config.data, images.scale, classes=len(shape.class_counts)) if rank == 0 else None
-    return Materials(objective, folder, images, shape, generator, discriminator, average, evaluation, unseen)
+    evaluation = _evaluation(config, folder, spec, rank=rank)
+    unseen = unseen_images(config.data, images.scale, classes=len(spec.class_counts)) if rank == 0 else None
+    return Materials(objective, folder, images, spec, generator, discriminator, average, evaluation, unseen)
 
 
-def _shape(config: Config, images: data.Images) -> Shape:
+def _spec(config: Config, images: data.Images) -> ImageSpec:
     """Returns what the networks must know of the images.
 
     Raises:
@@ -88,7 +88,7 @@ def _shape(config: Config, images: data.Images) -> Shape:
     """
     size, channels = config.data.image_size, images.channels
     if not config.model.conditional:
-        return Shape(image_size=size, channels=channels)
+        return ImageSpec(image_size=size, channels=channels)
     labels, classes = images.labels, images.classes
     complete = labels is not None and classes is not None and bool((labels >= 0).all())
     have = "all" if complete else "none" if labels is None else "some"
@@ -97,15 +97,15 @@ def _shape(config: Config, images: data.Images) -> Shape:
         counts = tuple(torch.bincount(labels, minlength=len(classes)).tolist())
     strays = data.find(config.data).strays if not complete and config.data.source == "folder" else ""
     rules.check_labels(config, labels=have, counts=counts, strays=strays)
-    return Shape(image_size=size, channels=channels, class_counts=counts, class_names=classes or ())
+    return ImageSpec(image_size=size, channels=channels, class_counts=counts, class_names=classes or ())
 
 
-def _evaluation(config: Config, folder: RunFolder, shape: Shape, *, rank: int) -> Evaluation | None:
+def _evaluation(config: Config, folder: RunFolder, spec: ImageSpec, *, rank: int) -> Evaluation | None:
     if config.eval.every is None:
         return None
     own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
     try:
-        return Evaluation(config.eval, config.data, shape, rank=rank, own_weights=own)
+        return Evaluation(config.eval, config.data, spec, rank=rank, own_weights=own)
     except UserError as error:
         raise UserError(f"{error} A run need not measure itself (eval.every=null).") from error
 

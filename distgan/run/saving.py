@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from distgan.errors import NotSavedError, StoppedError, UserError
-from distgan.models import Shape
+from distgan.models import ImageSpec
 from distgan.recipe import Config
 from distgan.run import rollback
 from distgan.run.best import export_best
@@ -51,8 +51,10 @@ class Background:
 class Saver:
     """Saves a run: on rank zero, one checkpoint at a time, in the background while training goes on."""
 
-    def __init__(self, config: Config, folder: RunFolder, state: TrainingState, shape: Shape, tracker: Tracker) -> None:
-        self._config, self._folder, self._state, self._shape = config, folder, state, shape
+    def __init__(
+        self, config: Config, folder: RunFolder, state: TrainingState, spec: ImageSpec, tracker: Tracker
+    ) -> None:
+        self._config, self._folder, self._state, self._spec = config, folder, state, spec
         self._tracker = tracker
         self._writing = Background()
         self._saved_at = time.monotonic()
@@ -99,9 +101,9 @@ class Saver:
                     self._folder.checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, keep=needed
                 )
                 save_generator(
-                    self._folder.generator, files["average"], model, self._shape, step=step, measured=measured
+                    self._folder.generator, files["average"], model, self._spec, step=step, measured=measured
                 )
-                export_best(self._folder, best, model, self._shape, weights=best_weights)
+                export_best(self._folder, best, model, self._spec, weights=best_weights)
 
         self._writing.start(write)
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distgan import files as disk
 from distgan import models, paths, recipe
 from distgan.errors import UserError
-from distgan.models import Generator, Shape, build_generator
+from distgan.models import Generator, ImageSpec, build_generator
 from distgan.recipe import Config, ModelConfig
 from distgan.storage import bundle, checkpoint, report, tensors
 from distgan.storage.places import Places
@@ -30,7 +30,7 @@ class Exported:
 
     generator: Generator
     """In eval mode, on the CPU."""
-    shape: Shape
+    spec: ImageSpec
     step: int
     """At which it was saved."""
     recipe: Config | None
@@ -51,7 +51,7 @@ class Exported:
         newest = checkpoint.newest(self.run.checkpoints, set_aside=False) if self.run is not None else None
         if newest is None or self.recipe is None:
             return None
-        _, discriminator = models.build(self.recipe.model, self.shape, seed=self.recipe.run.seed)
+        _, discriminator = models.build(self.recipe.model, self.spec, seed=self.recipe.run.seed)
         checkpoint.load(newest, {"discriminator": discriminator})
         return discriminator.eval().requires_grad_(False)
 
@@ -62,7 +62,7 @@ def find(path: str, *, raw: bool = False) -> Exported:
     Raises:
         UserError: there is none, or no checkpoint with raw weights.
     """
-    folder, generator, step, shape = _load(path)
+    folder, generator, step, spec = _load(path)
     exported, run = folder / "recipe.yaml", Places(folder.absolute().parent)
     of_run = next((recipe.load(file) for file in (exported, run.config) if file.exists()), None)
     extractor = folder / run.extractor.name if exported.exists() else run.extractor
@@ -78,7 +78,7 @@ def find(path: str, *, raw: bool = False) -> Exported:
         checkpoint.load(newest, {"generator": generator})
         step, measured = checkpoint.step_of(newest), None
     at_hand = measured if measured is not None and measured.step == step else None
-    return Exported(generator, shape, step, of_run, extractor, at_hand, places)
+    return Exported(generator, spec, step, of_run, extractor, at_hand, places)
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
@@ -105,7 +105,7 @@ def save_generator(
     folder: Path,
     weights: Mapping[str, Tensor],
     model: ModelConfig,
-    shape: Shape,
+    spec: ImageSpec,
     *,
     step: int,
     measured: Report | None = None,
@@ -119,7 +119,7 @@ def save_generator(
         "library_name": "distgan",
         "format": bundle.FORMAT,
         "model": asdict(model),
-        "images": asdict(shape),
+        "images": asdict(spec),
         "step": step,
     }
     contents = {"model.safetensors": tensors.to_bytes(weights), "config.json": bundle.to_json(config)}
@@ -132,7 +132,7 @@ def save_generator(
     disk.sync_folder(folder)
 
 
-def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, Shape]:
+def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec]:
     """Returns the folder of an exported generator, the generator, its step, and what it draws."""
     folder = _folder(path)
     for name in ("model.safetensors", "config.json"):
@@ -146,12 +146,12 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, Shape]:
             raise UserError(
                 f"{folder} is of format {config['format']}, and this version of distgan knows {bundle.FORMAT}."
             )
-        shape, step = Shape(**config["images"]), config["step"]
-        generator = build_generator(ModelConfig(**config["model"]), shape)
+        spec, step = ImageSpec(**config["images"]), config["step"]
+        generator = build_generator(ModelConfig(**config["model"]), spec)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
     tensors.load_into(generator, tensors.read(folder / "model.safetensors"), f"the generator in {folder}")
-    return folder, generator.eval().requires_grad_(False), step, shape
+    return folder, generator.eval().requires_grad_(False), step, spec
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:

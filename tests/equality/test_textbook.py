@@ -30,8 +30,8 @@ def textbook(c):
     """Both networks, the average's weights and both Adams after END steps of Wasserstein with clipping, or of hinge
     with R1 at every second update and spectral norm."""
     images, n, seed = data.load(c.data, batch_size=c.train.batch_size), c.train.batch_size, c.run.seed
-    shape = models.Shape(image_size=32, channels=1, class_counts=torch.bincount(images.labels).tolist())
-    G, D = models.build(c.model, shape, seed=seed)
+    spec = models.ImageSpec(image_size=32, channels=1, class_counts=torch.bincount(images.labels).tolist())
+    G, D = models.build(c.model, spec, seed=seed)
     average = {name: tensor.clone() for name, tensor in G.named_parameters()}
     adam_G, adam_D = (torch.optim.Adam(network.parameters(), betas=c.optim.betas) for network in (G, D))
     clip, gamma = c.optim.clip_weights, c.penalty.weight

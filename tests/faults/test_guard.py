@@ -118,7 +118,7 @@ class _Unlabelled(nn.Module):
 
 def test_what_is_watched_has_a_closed_form():
     """A generator of known spread, and a discriminator that is a mean of pixels."""
-    generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.Shape(image_size=32, channels=1), seed=0)
+    generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.ImageSpec(image_size=32, channels=1), seed=0)
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(1024, 1))
     discriminator[1].weight.data.fill_(100 / 1024)
     discriminator[1].bias.data.zero_()
@@ -136,7 +136,7 @@ def test_what_is_watched_has_a_closed_form():
 
 def test_labelled_images_are_watched_with_their_labels():
     """A discriminator whose logit is the label's number times 10, plus the mean of pixels."""
-    shape = models.Shape(image_size=32, channels=1, class_counts=(5, 3, 1))
+    shape = models.ImageSpec(image_size=32, channels=1, class_counts=(5, 3, 1))
     generator, _ = models.build(ModelConfig(width=2, latent_dim=4, conditional=True), shape, seed=0)
 
     class ByLabel(nn.Module):

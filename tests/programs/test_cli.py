@@ -257,11 +257,11 @@ def test_pickles_are_never_loaded(tmp_path, capfd, name):
     ],
 )
 def test_sample_says_what_is_wrong(tmp_path, capfd, argv, words):
-    from distgan.models import Shape, build_generator
+    from distgan.models import ImageSpec, build_generator
 
     config = recipe.ModelConfig(width=2, latent_dim=4)
-    shape = Shape(image_size=32, channels=1)
-    exported.save_generator(tmp_path / "run", build_generator(config, shape).state_dict(), config, shape, step=1)
+    spec = ImageSpec(image_size=32, channels=1)
+    exported.save_generator(tmp_path / "run", build_generator(config, spec).state_dict(), config, spec, step=1)
     (tmp_path / "empty").mkdir()
     said = complaint(capfd, "sample", *(word.format(run=tmp_path / "run", empty=tmp_path / "empty") for word in argv))
     assert all(word in said for word in words), said

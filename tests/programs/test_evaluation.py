@@ -69,7 +69,7 @@ def test_fid_kid_and_inception_score_are_torch_fidelitys_own(inception_weights, 
     monkeypatch.setattr(evaluation.weights, "Inception", layers)
     monkeypatch.setattr(Inception, "dim", 64)
     monkeypatch.setattr(Inception, "classes", 64)
-    model, shape = ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1)
+    model, shape = ModelConfig(width=4, latent_dim=8), models.ImageSpec(image_size=32, channels=1)
     random, _ = models.build(model, shape, seed=0)
     drawn = {name: 8 * tensor for name, tensor in random.state_dict().items()}  # so that images differ
     exported.save_generator(tmp_path / "generator", drawn, model, shape, step=1)
@@ -426,5 +426,5 @@ def test_numbers_of_other_protocols_are_not_compared_in_a_resumed_run():
 
 def test_evaluation_draws_from_a_stream_of_its_own():
     """Not the images that `sample` shows."""
-    generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.Shape(image_size=32, channels=1), seed=0)
+    generator, _ = models.build(ModelConfig(width=2, latent_dim=4), models.ImageSpec(image_size=32, channels=1), seed=0)
     assert not torch.equal(generator.draw(0, seed=0, stream="evaluation"), generator.draw(0, seed=0))

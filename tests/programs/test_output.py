@@ -15,7 +15,7 @@ from PIL import Image
 from support.programs import launch, processes
 from support.runs import REPOSITORY, TINY, steps, tensors
 
-from distgan import output, recipe, results, train
+from distgan import cli, output, recipe, train
 
 BIN = Path(sys.executable).parent
 
@@ -178,19 +178,19 @@ def test_json_goes_into_what_is_no_regular_file_and_through_links(tmp_path, capf
     fifo, link, file = tmp_path / "fifo", tmp_path / "link", tmp_path / "file"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    results.write(fifo, {"a": 1})
+    cli.write_json(fifo, {"a": 1})
     assert json.loads(os.read(reader, 1000)) == {"a": 1}
     assert fifo.is_fifo()
     os.close(reader)
     link.symlink_to(file)
     for value in (1, 2):
-        results.write(link, {"a": value})
+        cli.write_json(link, {"a": value})
         assert (link.is_symlink(), json.loads(file.read_text())) == (True, {"a": value})
     capfd.readouterr()
     standard = tmp_path / "stdout"  # as /dev/stdout is, of a shell's `> file`
     standard.symlink_to("/proc/self/fd/1")
     print("before")
-    results.write(standard, {"a": 3})
+    cli.write_json(standard, {"a": 3})
     assert capfd.readouterr().out == f'before\n{{\n "a": 3\n}}\nwritten to  {standard}\n'
     assert standard.is_symlink()
 

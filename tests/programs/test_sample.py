@@ -11,7 +11,7 @@ from support.commands import complaint
 
 from distgan import cli, load_generator
 from distgan.data import sources
-from distgan.models import Shape, build
+from distgan.models import ImageSpec, build
 from distgan.recipe import DataConfig, ModelConfig
 from distgan.storage.exported import save_generator
 
@@ -22,8 +22,8 @@ def exported(folder, *, channels=3, names=()):
     """A small generator with starting weights, of more images of one class than of the others."""
     config = ModelConfig(width=4, latent_dim=8, conditional=bool(names))
     counts = tuple(0 if name == "empty" else 10 + i for i, name in enumerate(names))
-    shape = Shape(image_size=32, channels=channels, class_counts=counts, class_names=names)
-    save_generator(folder, build(config, shape, seed=0)[0].state_dict(), config, shape, step=1)
+    spec = ImageSpec(image_size=32, channels=channels, class_counts=counts, class_names=names)
+    save_generator(folder, build(config, spec, seed=0)[0].state_dict(), config, spec, step=1)
     return folder
 
 

@@ -146,11 +146,11 @@ def he_scaled(network: nn.Module, rng: torch.Generator) -> None:
 
 def plain_networks() -> None:
     models.ARCHITECTURES["plain"] = Architecture(
-        generator=lambda model, shape: PlainGenerator(
-            channels=shape.channels, width=model.width, latent_dim=model.latent_dim, class_counts=shape.class_counts
+        generator=lambda model, spec: PlainGenerator(
+            channels=spec.channels, width=model.width, latent_dim=model.latent_dim, class_counts=spec.class_counts
         ),
-        discriminator=lambda model, shape: PlainDiscriminator(
-            channels=shape.channels, width=model.width, classes=len(shape.class_counts)
+        discriminator=lambda model, spec: PlainDiscriminator(
+            channels=spec.channels, width=model.width, classes=len(spec.class_counts)
         ),
         initialise=he_scaled,
     )

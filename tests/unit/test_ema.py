@@ -8,7 +8,7 @@ from distgan.recipe import ModelConfig
 
 
 def test_a_weights_share_halves_with_every_half_life():
-    G, _ = models.build(ModelConfig(width=2, latent_dim=3), models.Shape(image_size=32, channels=1), seed=0)
+    G, _ = models.build(ModelConfig(width=2, latent_dim=3), models.ImageSpec(image_size=32, channels=1), seed=0)
     average = Average(G, half_life=40, ramp=1e9, images_per_step=8)  # the ramp never binds
     start = {name: tensor.clone() for name, tensor in average.generator.state_dict().items()}
     with torch.no_grad():
@@ -33,7 +33,7 @@ def test_a_weights_share_halves_with_every_half_life():
 
 @pytest.mark.parametrize(("half_life", "ramp", "share"), [(0, 0.05, 1.0), (1000, 0.5, 1 - 0.5 ** (8 / 4))])
 def test_no_half_life_copies_and_the_ramp_bounds_it_early(half_life, ramp, share):
-    G, _ = models.build(ModelConfig(width=2, latent_dim=3), models.Shape(image_size=32, channels=1), seed=0)
+    G, _ = models.build(ModelConfig(width=2, latent_dim=3), models.ImageSpec(image_size=32, channels=1), seed=0)
     average = Average(G, half_life=half_life, ramp=ramp, images_per_step=8)
     before = average.generator.main[0].weight.clone()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from support.runs import REPOSITORY
 from torch import nn
 
 from distgan import models, recipe
-from distgan.models import Shape, eval_mode, frozen
+from distgan.models import ImageSpec, eval_mode, frozen
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
 from distgan.recipe import ModelConfig
 
@@ -31,7 +31,7 @@ def layers(network):
 
 def test_at_64_pixels_the_layers_are_the_textbook_ones():
     """PyTorch's DCGAN tutorial: nz 100, ngf = ndf = 64, nc 3; its last layer, a sigmoid, is in the loss here."""
-    G, D = models.build(ModelConfig(), Shape(image_size=64, channels=3), seed=0)
+    G, D = models.build(ModelConfig(), ImageSpec(image_size=64, channels=3), seed=0)
     assert layers(G) == [
         ("main.0", "ConvTranspose2d", 100, 512, 4, 1, 0),
         ("main.1", "BatchNorm2d", 512),
@@ -73,7 +73,7 @@ def test_at_64_pixels_the_layers_are_the_textbook_ones():
     [(32, 1, 4, 8), (32, 3, 5, 3), (64, 1, 3, 7), (64, 3, 4, 100), (128, 3, 2, 9), (256, 1, 2, 6)],
 )
 def test_every_size_maps_latents_to_images_to_logits(image_size, channels, width, latent_dim):
-    model, shape = ModelConfig(width=width, latent_dim=latent_dim), Shape(image_size=image_size, channels=channels)
+    model, shape = ModelConfig(width=width, latent_dim=latent_dim), ImageSpec(image_size=image_size, channels=channels)
     G, D = models.build(model, shape, seed=0)
     fake = G(torch.randn(2, latent_dim), None)
     assert fake.shape == (2, channels, image_size, image_size)
@@ -84,7 +84,7 @@ def test_every_size_maps_latents_to_images_to_logits(image_size, channels, width
 
 
 def test_the_starting_weights_are_the_papers_and_functions_of_the_seed():
-    shape = Shape(image_size=64, channels=3)
+    shape = ImageSpec(image_size=64, channels=3)
     for network, again, other in zip(*(models.build(ModelConfig(), shape, seed=s) for s in (1, 1, 2)), strict=True):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, again.state_dict()[name])
@@ -102,7 +102,7 @@ def test_the_starting_weights_are_the_papers_and_functions_of_the_seed():
 
 
 def test_samples_are_functions_of_seed_and_index_alone():
-    G, _ = models.build(ModelConfig(width=3, latent_dim=5), Shape(image_size=32, channels=3), seed=0)
+    G, _ = models.build(ModelConfig(width=3, latent_dim=5), ImageSpec(image_size=32, channels=3), seed=0)
     for layer in G.modules():  # batch norm in training mode would tie the images of a batch together
         if isinstance(layer, nn.BatchNorm2d):
             layer.running_var.fill_(1e-3)
@@ -156,19 +156,19 @@ def test_parameter_counts_are_the_published_ones():
         recipe.load(REPOSITORY / "configs" / f"cifar10_{name}.yaml").model
         for name in ("sngan", "sngan_cond", "wgan_gp")
     )
-    colour = Shape(image_size=32, channels=3)
+    colour = ImageSpec(image_size=32, channels=3)
     assert parameters(*models.build(sngan, colour, seed=0)) == [4_276_739, 1_055_105 - 1280]
-    labelled = Shape(image_size=32, channels=3, class_counts=(5000,) * 10)
+    labelled = ImageSpec(image_size=32, channels=3, class_counts=(5000,) * 10)
     assert parameters(*models.build(sngan_cond, labelled, seed=0)) == [4_304_387, 1_055_105]
     large = ModelConfig(architecture="resnet", width=64, latent_dim=128)
-    assert parameters(models.build_generator(large, Shape(image_size=64, channels=3))) == [12_220_675]
+    assert parameters(models.build_generator(large, ImageSpec(image_size=64, channels=3))) == [12_220_675]
     # By hand from the layers of mimicry's sngan_64.py and of sngan_projection's snresnet.py, whose inner widths are
     # those before: blocks that halve, with a shortcut of 1x1, but for the last one at 128.
     for size, widths in ((64, [64, 128, 256, 512, 1024]), (128, [64, 128, 256, 512, 1024, 1024])):
         expected = 9 * 3 * 64 + 64 + 9 * 64 * 64 + 64 + 3 * 64 + 64 + 1024 + 1
         for a, b in itertools.pairwise(widths):
             expected += 9 * a * a + a + 9 * a * b + b + ((a * b + b) if a != b else 0)
-        _, D = models.build(large, Shape(image_size=size, channels=3), seed=0)
+        _, D = models.build(large, ImageSpec(image_size=size, channels=3), seed=0)
         assert parameters(D) == [expected]
         features = []
         D.blocks[-1].register_forward_hook(lambda *seen, features=features: features.append(seen[2].shape))
@@ -183,7 +183,7 @@ def test_parameter_counts_are_the_published_ones():
     assert in_D == 1_055_879 - 2 * (3 + 8 * 128)
 
 
-LABELLED = Shape(image_size=32, channels=3, class_counts=(7, 1, 2))
+LABELLED = ImageSpec(image_size=32, channels=3, class_counts=(7, 1, 2))
 
 
 @pytest.mark.parametrize("d_norm", ["none", "spectral"])
@@ -192,7 +192,7 @@ LABELLED = Shape(image_size=32, channels=3, class_counts=(7, 1, 2))
 )
 def test_labels_reach_every_image_and_every_logit(architecture, image_size, d_norm):
     model = ModelConfig(architecture=architecture, width=2, latent_dim=5, d_norm=d_norm, conditional=True)
-    G, D = models.build(model, Shape(image_size=image_size, channels=3, class_counts=(7, 1, 2)), seed=0)
+    G, D = models.build(model, ImageSpec(image_size=image_size, channels=3, class_counts=(7, 1, 2)), seed=0)
     with torch.no_grad():
         for layer in G.modules():
             if isinstance(layer, ConditionalBatchNorm2d):
@@ -212,7 +212,7 @@ def test_a_projection_is_the_inner_product_with_the_labels_embedding():
     for architecture in ("dcgan", "resnet"):
         _, D = models.build(ModelConfig(architecture=architecture, width=3, conditional=True), LABELLED, seed=0)
         _, plain = models.build(
-            ModelConfig(architecture=architecture, width=3), Shape(image_size=32, channels=3), seed=0
+            ModelConfig(architecture=architecture, width=3), ImageSpec(image_size=32, channels=3), seed=0
         )
         plain.load_state_dict({name: t for name, t in D.state_dict().items() if "projection" not in name})
         features = []
@@ -250,7 +250,7 @@ def test_spectral_norm_divides_by_the_largest_singular_value_as_torchs_does():
 
 
 def test_an_update_has_one_power_iteration_whatever_passes_there_were():
-    _, D = models.build(ModelConfig(width=4, d_norm="spectral"), Shape(image_size=32, channels=3), seed=0)
+    _, D = models.build(ModelConfig(width=4, d_norm="spectral"), ImageSpec(image_size=32, channels=3), seed=0)
     before = {name: tensor.clone() for name, tensor in D.state_dict().items()}
     for _ in range(3):
         D(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -270,7 +270,7 @@ def test_an_update_has_one_power_iteration_whatever_passes_there_were():
 
 
 def test_clipping_bounds_every_weight():
-    _, D = models.build(ModelConfig(width=4), Shape(image_size=32, channels=3), seed=0)
+    _, D = models.build(ModelConfig(width=4), ImageSpec(image_size=32, channels=3), seed=0)
     expected = {name: parameter.detach().clamp(-0.01, 0.01) for name, parameter in D.named_parameters()}
     models.constrain(D, clip=0.01)
     assert all(torch.equal(parameter, expected[name]) for name, parameter in D.named_parameters())
@@ -319,7 +319,7 @@ def test_networks_that_take_no_labels_are_refused_them():
     blind = dataclasses.replace(
         architecture,
         generator=lambda model, shape: architecture.generator(
-            model, Shape(image_size=shape.image_size, channels=shape.channels)
+            model, ImageSpec(image_size=shape.image_size, channels=shape.channels)
         ),
     )
     models.ARCHITECTURES["blind"] = blind

@@ -12,7 +12,7 @@ from support.runs import TINY
 from torch import nn
 
 from distgan.data import Batch
-from distgan.models import Shape, build
+from distgan.models import ImageSpec, build
 from distgan.objective import Objective, losses, penalties
 from distgan.objective.augment import Augment
 from distgan.objective.penalties import Due, Penalties, penalised
@@ -159,8 +159,12 @@ def under_bf16(path):
     rng = torch.Generator().manual_seed(0)
     real, fake = torch.randn(2, 4, 1, 32, 32, generator=rng).unbind()
     share = torch.rand(4, 1, generator=rng)
-    _, plain = build(ModelConfig(width=4, latent_dim=4, d_norm="spectral"), Shape(image_size=32, channels=1), seed=0)
-    _, wrapped = build(ModelConfig(width=4, latent_dim=4, d_norm="spectral"), Shape(image_size=32, channels=1), seed=0)
+    _, plain = build(
+        ModelConfig(width=4, latent_dim=4, d_norm="spectral"), ImageSpec(image_size=32, channels=1), seed=0
+    )
+    _, wrapped = build(
+        ModelConfig(width=4, latent_dim=4, d_norm="spectral"), ImageSpec(image_size=32, channels=1), seed=0
+    )
     with Ranks(timeout=60) as ranks:
         ranks.join(precision="bf16", tf32=False)
         ranks.accelerator.prepare(wrapped)

@@ -9,7 +9,7 @@ from support.runs import REPOSITORY
 PACKAGE = REPOSITORY / "distgan"
 # Each may import those before it, and the leaf modules; verbs may import everything, and nothing imports a verb.
 FOLDERS = ["recipe", "data", "models", "objective", "storage", "parallel", "evaluation", "run"]
-LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "results", "schedules", "seeding"]
+LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding"]
 VERBS = ["compare", "doctor", "evaluate", "export", "sample", "train", "where"]  # and data/__main__.py
 NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", *LEAVES]
 
