@@ -1,7 +1,7 @@
 """`distgan VERB`: finds the verb, and turns errors into sentences and exit codes.
 
-Exit codes: 0 done, or stopped and saved; 1 an error of ours or of the machine, with its traceback; 2 a mistake of the
-user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. All but 1 with one sentence.
+Exit codes: 0 done, or stopped and saved; 1 an error in distgan or of the machine, with its traceback; 2 a mistake of
+the user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. All except 1 come with one sentence.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        print(f'distgan: error: "{verb}" is not a verb: {", ".join(VERBS)}.', file=sys.stderr)
+        print(f'distgan: error: there is no verb "{verb}": use one of {", ".join(VERBS)}.', file=sys.stderr)
         return 2
     try:
         # `python -m distgan.data` runs the package's __main__
@@ -67,7 +67,9 @@ def check_json(file: Path | None) -> None:
         UserError: its folder is not there.
     """
     if file is not None and not file.absolute().parent.is_dir():
-        raise UserError(f"--json is {file}, but there is no folder {file.parent}.")
+        raise UserError(
+            f"--json is {file}, but there is no folder {file.parent}: make it first, or choose another place."
+        )
 
 
 def write_json(file: Path, found: dict[str, Any]) -> None:
@@ -88,7 +90,9 @@ def write_json(file: Path, found: dict[str, Any]) -> None:
         else:
             files.replace(file, text.encode())
     except OSError as error:
-        raise UserError(f"--json is {file}, which cannot be written: {error.strerror}.") from error
+        raise UserError(
+            f"--json is {file}, which cannot be written ({error.strerror}): choose another place."
+        ) from error
     print(f"written to  {file}")
 
 
@@ -102,7 +106,7 @@ def _usage() -> str:
 
 
 def _say(error: Exception) -> None:
-    """Says it once: the launcher ends all ranks when one leaves, so a machine's other ranks let its first speak."""
+    """Prints an error once for each machine: its other ranks wait, because the launcher ends them when one leaves."""
     if is_reported(error):
         return
     if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):

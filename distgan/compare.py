@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for column in columns:
         print("\n".join([column.name, *(f"  {line}" for line in column.lines)]))
     if differences:
-        print(f"not to be compared: {'; '.join(differences)}")
+        print(f"cannot be compared: {'; '.join(differences)}")
     print(arguments.out)
     if arguments.json is not None:
         described = {column.name: column.described for column in columns}
@@ -151,7 +151,7 @@ def _picture(columns: Sequence[_Column], differences: Sequence[str]) -> Image.Im
     picture = Image.new("RGB", ((_WIDTH + _MARGIN) * len(drawn) + _MARGIN, height), "white")
     for i, column in enumerate(drawn):
         picture.paste(column, (_MARGIN + i * (_WIDTH + _MARGIN), 0))
-    below = [f"not to be compared: {difference}" for difference in differences]
+    below = [f"cannot be compared: {difference}" for difference in differences]
     _write(ImageDraw.Draw(picture), below, _MARGIN, height - _MARGIN - _LINE * len(below), _WARNING)
     return picture
 

@@ -22,7 +22,7 @@ class Average:
         """Begins with a copy of the generator.
 
         Args:
-            generator: whose weights are averaged.
+            generator: the network whose weights are averaged.
             half_life: `ema.half_life`, in images.
             ramp: `ema.ramp`.
             images_per_step: real images that a step sees.

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one sentence that says what to do; exit code 2."""
+    """A mistake of the user's. The message is one sentence that says what to do; exit code 2."""
 
 
 class StoppedError(RuntimeError):
-    """A fault that is told in one sentence, without a traceback."""
+    """A fault that is reported in one sentence, without a traceback."""
 
     exit_code: int
 
 
 class NotFiniteError(StoppedError):
-    """A tensor to be saved has a number that is not finite: the training has diverged."""
+    """A tensor to be saved holds NaN or inf: the training has diverged."""
 
     exit_code = 3
 
@@ -33,13 +33,13 @@ class NotSavedError(StoppedError):
 
 
 class TroubleError(StoppedError):
-    """The training collapses, and the guard was asked to stop it, or cannot go back any more."""
+    """The training collapses, and the guard was asked to stop it or has no rollbacks left."""
 
     exit_code = 6
 
 
 def mark_reported(error: BaseException) -> BaseException:
-    """Marks an error that another rank tells, so that it is told once."""
+    """Marks an error that another rank reports, so that it is printed once."""
     error.add_note(_TOLD)
     return error
 
@@ -49,7 +49,7 @@ def is_reported(error: BaseException) -> bool:
     return _TOLD in getattr(error, "__notes__", ())
 
 
-_TOLD = "(told by another rank)"
+_TOLD = "(reported by another rank)"
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -106,8 +106,8 @@ def _data(found: Exported, config: EvalConfig) -> DataConfig:
         return found.recipe.data
     if config.reference in ("train", "test"):
         raise UserError(
-            f"the reference is {config.reference}, but no recipe lies beside the generator to say of what: give "
-            "--reference a folder of pictures."
+            f"the reference is {config.reference}, but there is no recipe beside the generator, so its training images "
+            "are not known: give --reference a folder of pictures."
         )
     size: Any = found.spec.image_size
     channels: Any = found.spec.channels

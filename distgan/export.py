@@ -44,7 +44,7 @@ def export(run: str, to: Path) -> None:
     """
     folder = Places(run)
     if not folder.config.exists():
-        raise UserError(f"{run} is not the folder of a run: there is no config.yaml in it.")
+        raise UserError(f"{run} is not the folder of a run, because it has no config.yaml: give one that has.")
     found = exported.find(str(folder.generator))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to is {to}, which is in use: choose a new folder.")
@@ -61,7 +61,7 @@ def export(run: str, to: Path) -> None:
             shutil.copyfile(folder.extractor, to / folder.extractor.name)
         (to / "README.md").write_text(card(config, found), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{to} cannot be written: {error.strerror}.") from error
+        raise UserError(f"{to} cannot be written ({error.strerror}): choose another folder.") from error
 
 
 def card(config: Config, found: Exported) -> str:

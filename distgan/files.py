@@ -1,4 +1,4 @@
-"""How a file comes to be: written aside, brought to the disk, and renamed, so that readers find all of it or none."""
+"""Writes files so that readers find all of a file or none: under another name first, then renamed."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[Path]:
-    """Gives a place to write to, which takes the file's name at the end; on an error nothing is left of it.
+    """Yields a temporary path to write to, which becomes `file` at the end; after an error nothing is left of it.
 
-    A link stays one: what it leads to is replaced.
+    A symbolic link stays one: the file that it leads to is replaced.
     """
     place = Path(os.path.realpath(file))
     partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
@@ -22,7 +22,7 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 def replace(file: Path, content: bytes, *, durable: bool = False) -> None:
-    """Writes a file in one piece: readers find the old or the new one; `durable`, also after a loss of power."""
+    """Replaces a file in one step: readers find the old or the new one; with `durable`, even after a power loss."""
     with whole(file) as partial:
         write(partial, content, durable=durable)
     if durable:
@@ -45,7 +45,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a loss of power."""
+    """Makes the names in a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

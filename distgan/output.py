@@ -1,4 +1,4 @@
-"""Output that never ends a run, whatever becomes of the terminal, the pipe or the disk that takes it."""
+"""Keeps failing output from ending a run: a closed terminal, a pipe without a reader, a full disk."""
 
 import contextlib
 import io
@@ -10,10 +10,10 @@ from typing import Any, TextIO
 
 @contextlib.contextmanager
 def unfailing() -> Iterator[None]:
-    """Makes standard output and error drop what cannot be written, while it is open.
+    """Makes standard output and error drop text that cannot be written, as long as this context is open.
 
-    That is what a reader who is gone, a closed terminal or a full disk refuse. A character that the encoding does not
-    have is written as its number. Streams that are not files, such as a notebook's, stay as they are.
+    Text cannot be written if its reader is gone, the terminal is closed or the disk is full. A character that the
+    encoding lacks is written as its number. Streams that are not files, such as a notebook's, stay as they are.
     """
     for number in (0, 1, 2):
         try:
@@ -33,7 +33,7 @@ def unfailing() -> Iterator[None]:
 
 
 class _Swallowing(io.FileIO):
-    """A file that takes whatever it is given."""
+    """A file that accepts all text and drops what cannot be written."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -14,13 +14,13 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 
 
 def expanded(key: str, path: str | os.PathLike[str]) -> str:
-    """Returns a path with `$NAME`, `${NAME}` and a leading `~` or `~user` replaced, whatever shell did not do it.
+    """Returns a path with `$NAME`, `${NAME}` and a leading `~` or `~user` replaced, where the shell did not do it.
 
-    If a folder of that literal name exists, `$` in it is not replaced. This does not hold for the first part of a
-    relative path. The result stays the same when it is expanded again.
+    If a folder of that literal name exists, `$` in it is not replaced, except in the first part of a relative path.
+    Expanding the result again changes nothing.
 
     Raises:
-        UserError: it is empty; a variable is unset or empty, or names what would be expanded in turn; there is no such
+        UserError: the path is empty; a variable is unset or empty, or its value has a variable itself; there is no such
             user; or no file can have this name.
     """
     text = os.fspath(path)
@@ -39,7 +39,9 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
     except ValueError:
         stands = False
     if not stands:
-        raise UserError(f"{key} is {text}, which means {there}, which has a variable in turn: write the path out.")
+        raise UserError(
+            f"{key} is {text}, which stands for {there}, and that has a variable again: write the path out."
+        )
     return there
 
 
@@ -72,21 +74,21 @@ def _value(key: str, text: str, found: re.Match[str]) -> str:
 
 
 def exists(path: str | Path) -> bool:
-    """Tells whether there is such a file or folder; False also where that cannot be looked at, as pathlib's is not."""
+    """Tells whether a file or folder exists; False if that cannot be found out, where pathlib raises an error."""
     return os.path.exists(path)  # noqa: PTH110
 
 
 def is_folder(path: str | Path) -> bool:
-    """Tells whether there is such a folder; False also where that cannot be looked at."""
+    """Tells whether a folder exists; False if that cannot be found out."""
     return os.path.isdir(path)  # noqa: PTH112
 
 
 def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
-    """Replaces the paths among a verb's arguments by expanded ones.
+    """Expands the paths among a verb's arguments, in place.
 
     Args:
-        arguments: of a verb.
-        names: those that are paths; "run" is said as RUN, "out" as --out.
+        arguments: the verb's arguments.
+        names: names of the arguments that are paths. Messages call "run" RUN and "out" --out.
 
     Raises:
         UserError: as `expanded`.
@@ -102,7 +104,7 @@ def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
 
 
 def quoted(path: str | Path) -> str:
-    """Returns a path as one word of a shell's command, that the program takes for a path and distgan for this one."""
+    """Returns a path as one word for a shell: pasted into a command, it means this path and is taken for no option."""
     text = os.fspath(path)
     if text.startswith(("-", "~")) or "$" in text.split("/")[0]:
         text = f"./{text}"

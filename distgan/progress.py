@@ -1,4 +1,4 @@
-"""A bar on a terminal, or in a job's log a line now and then, for work of minutes."""
+"""Shows progress of work that takes minutes: a bar on a terminal, or a line every 30 s in a job's log."""
 
 import time
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Values that change in the course of a run: functions of how far it is, so that nothing about them is saved."""
+"""Values that change in the course of a run. They are functions of the step, so that nothing about them is saved."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -22,11 +22,11 @@ class Scheduled(Protocol):
     """Something with values that change in the course of a run."""
 
     def set(self, step: int) -> None:
-        """Gives it the values of the updates that follow this step."""
+        """Sets the values for the updates that follow this step."""
 
 
 class Schedules:
-    """Whatever changes in the course of a run, set in one place before each step."""
+    """All that changes in the course of a run, set in one place before each step."""
 
     def __init__(self, *scheduled: Scheduled) -> None:
         self._scheduled = scheduled
@@ -38,10 +38,10 @@ class Schedules:
 
 
 class Rates:
-    """The learning rate of each optimiser, from its base at the beginning of a run to where the schedule ends."""
+    """The learning rate of each optimiser over a run, from its base rate to the end of the schedule."""
 
     base: dict[str, float]
-    """What the schedule starts from, by the network's name; a rollback lowers it."""
+    """The rate that the schedule starts from, by the network's name; a rollback lowers it."""
 
     def __init__(self, optimizers: Mapping[str, Optimizer], *, lr: float, schedule: str, steps: int) -> None:
         """Begins at the base rate for both networks.
@@ -56,7 +56,7 @@ class Rates:
         self._optimizers, self._schedule, self._steps = optimizers, schedule, steps
 
     def set(self, step: int) -> None:
-        """Gives the optimisers the rates of the update that follows this step."""
+        """Sets the learning rates for the update that follows this step."""
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = between(self._schedule, self.base[name], 0, step / self._steps)

@@ -16,7 +16,7 @@ import torch
 
 @dataclass
 class RunSeed:
-    """The seed that a run's training draws from, one for all parts of the loop; after a rollback it gives others."""
+    """The seed of a run's training, shared by all parts of the loop. A rollback changes `attempt` and so all draws."""
 
     seed: int
     attempt: int = 0
@@ -35,12 +35,12 @@ def generator(seed: Seed, stream: str, *indices: int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, stream: str, *indices: int) -> torch.Generator:
-    """Returns one for torch's initialisers. Torch's CPU engine takes 32 bits of the key: not for draws by index."""
+    """Returns a generator for torch's initialisers. It uses 32 bits of the key only: not for draws by index."""
     return torch.Generator().manual_seed(_key(seed, stream, *indices) & (2**63 - 1))
 
 
 def latents(seed: Seed, stream: str, step: int, *, batch: int, dim: int, share: slice) -> torch.Tensor:
-    """This rank's share of a global batch of latents from N(0, 1): (share, dim), in the default dtype, on the CPU."""
+    """Draws a global batch of latents from N(0, 1) and returns this rank's share: (share, dim), default dtype, CPU."""
     z = generator(seed, stream, step).standard_normal((batch, dim), dtype=np.float32)
     return torch.from_numpy(z[share]).to(torch.get_default_dtype())
 
@@ -52,14 +52,14 @@ def latents_by_index(seed: int, stream: str, first: int, count: int, *, dim: int
 
 
 def labels_by_index(seed: int, stream: str, first: int, count: int, *, counts: Sequence[int]) -> torch.Tensor:
-    """Labels of the same images: (count,) int64, drawn as often as `counts` has each of them."""
+    """Draws the labels of the same images: (count,) int64, each as often as its share of `counts`."""
     ends = np.cumsum(counts)
     drawn = [generator(seed, f"{stream}.label", i).integers(ends[-1]) for i in range(first, first + count)]
     return torch.from_numpy(np.searchsorted(ends, drawn, side="right"))
 
 
 def uniforms(seed: Seed, stream: str, step: int, *, batch: int, count: int, share: slice) -> torch.Tensor:
-    """This rank's share of `count` uniform numbers in [0, 1) for each image of a global batch: (share, count)."""
+    """Draws `count` uniform numbers in [0, 1) for each image of a global batch; returns this rank's: (share, count)."""
     u = generator(seed, stream, step).random((batch, count), dtype=np.float32)
     return torch.from_numpy(u[share]).to(torch.get_default_dtype())
 

@@ -1,4 +1,4 @@
-"""Trains a GAN, or resumes the run in its folder: wiring and THE loop. What happens around it: run/housekeeping.py."""
+"""Trains a GAN, or resumes the run in its folder. The loop is in `_train`; run/housekeeping.py does the rest."""
 
 import sys
 from collections.abc import Sequence
@@ -35,18 +35,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @output.unfailing()
 def train(config: Config) -> None:
-    """Collective: trains to the end of the run, from where its folder stands; a stop signal saves and returns early.
+    """Collective: trains to the end of the run, resuming it if its folder has checkpoints.
+
+    A stop signal saves and returns early.
 
     Raises:
-        UserError: a mistake of the user's, found before anything starts wherever it can be.
-        NotFiniteError: the training diverged; the checkpoints before stay.
+        UserError: a mistake of the user's, found before anything starts if it can be.
+        NotFiniteError: the training diverged; earlier checkpoints stay.
     """
     launch.check(batch_size=config.train.batch_size, precision=config.train.precision)
     tracking.check(config.track)
     with Ranks(timeout=config.run.timeout) as ranks:
         with ranks.alone():
             launch.check_gpus()
-            materials = prepare(config)  # whatever can be wrong, before any GPU or process group is touched
+            materials = prepare(config)  # finds the user's mistakes before any GPU or process group is touched
             claim = materials.folder.claim(config) if ranks.rank == 0 else None
         try:
             ranks.join(
@@ -145,12 +147,12 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
             schedules.set(step)
             for update in range(step * d_steps, (step + 1) * d_steps):
                 for batch in feed.pieces(update):
-                    # A graph of G only where it learns from these fakes: several at once break DDP's reduction.
+                    # G's graph is kept only if G learns from these fakes: several graphs at once break DDP's reduction.
                     with torch.set_grad_enabled(batch.whole and update % d_steps == d_steps - 1):
                         fake = G(batch.z, batch.y)
                     with ranks.synced(D, last=batch.last):
                         terms = objective.discriminator(D, batch, fake.detach(), plain_D=plain_D)
-                        accelerator.backward(terms.loss * batch.weight)  # one: a second breaks DDP's reduction
+                        accelerator.backward(terms.loss * batch.weight)  # only one: a second breaks DDP's reduction
                     meter.add(terms.logged, batch.weight)
                 opt_D.step()
                 opt_D.zero_grad()
@@ -176,12 +178,12 @@ def begin(run: Housekeeping) -> int:
 
 
 def after_step(run: Housekeeping, step: int) -> int:
-    """Collective: does what is due after a step, and returns the step that the run goes on from."""
+    """Collective: logs, samples, evaluates and saves if due; returns the step to go on from."""
     return run.after(step)
 
 
 def print_plan(config: Config) -> None:
-    """Prints what would run, and stops: no GPU or process group is touched, nothing written but caches."""
+    """Prints what would run, and stops. Touches no GPU or process group, and writes nothing except caches."""
     launch.check(batch_size=config.train.batch_size, precision=config.train.precision)
     tracking.check(config.track)
     launch.check_gpus()
@@ -206,7 +208,7 @@ def print_plan(config: Config) -> None:
 
 
 def _refuse_differences(config: Config, materials: Materials, ranks: Ranks) -> None:
-    """Collective: refuses ranks with another recipe, other images or other versions than rank zero's."""
+    """Collective: refuses ranks whose recipe, images or versions differ from rank zero's."""
     reference = materials.evaluation.fingerprint if materials.evaluation is not None else None
     compared = {"images": materials.images.fingerprint, "reference": reference}
     ranks.refuse_differences({**recipe.common(config), **compared, **launch.versions()})
@@ -217,7 +219,7 @@ def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
 
 
 def _throwaway_passes(G: nn.Module, D: nn.Module, feed: data.Feed) -> None:
-    """One backward through each network that leaves no trace: statistics stand still, gradients are dropped."""
+    """Runs one backward pass through each network without a trace: statistics stay, gradients are dropped."""
     batch = next(feed.pieces(0))
     with eval_mode(G), eval_mode(D):
         for logits_or_images in (D(batch.real, batch.y), G(batch.z, batch.y)):

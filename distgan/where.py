@@ -1,4 +1,4 @@
-"""Tells where a recipe's run lies, for scripts: `rm -r "$(distgan where --config RECIPE)"`. Imports no torch."""
+"""Prints the folder of a recipe's run, for scripts: `rm -r "$(distgan where --config RECIPE)"`. Imports no torch."""
 
 import sys
 from collections.abc import Sequence

@@ -97,7 +97,10 @@ def _config(arguments: argparse.Namespace) -> DataConfig:
     if paths.exists(what):
         return DataConfig(source="folder", **options | {"path": what})
     if what.startswith((".", "/")) or what.count("/") != 1:
-        raise UserError(f"{what} is neither a source ({', '.join(_source_names())}), a folder, nor an id on the hub.")
+        raise UserError(
+            f"{what} is neither a source ({', '.join(_source_names())}), nor a folder, nor an id on the hub such as "
+            "owner/name: check its spelling."
+        )
     return DataConfig(source="hub", id=what, **options)
 
 

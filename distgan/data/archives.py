@@ -37,7 +37,7 @@ def unzipped(file: Path) -> Tree:
     if total > max(_LARGE_ARCHIVE, _EXPANSION * file.stat().st_size):
         raise UserError(
             f"the archive {file} would expand from {file.stat().st_size / 1e6:,.1f} MB to {total / 1e6:,.0f} MB, which "
-            "no archive of pictures does: it is not read."
+            "no archive of pictures does: if you trust it, unpack it and give the folder."
         )
     links = [name for name, entry in members.items() if stat.S_ISLNK(entry.external_attr >> 16)]
     overwritten = [name for name, entry in named if members[name] is not entry]
@@ -64,7 +64,10 @@ def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
     """Returns an entry's name, with slashes between its parts. Raises UserError if the entry may not be read."""
     name = plain(entry.filename)
     if entry.filename.startswith(("/", "\\")) or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
-        raise UserError(f"the archive {file} holds {entry.filename!r}, a name that leads out of it: it is not read.")
+        raise UserError(
+            f"the archive {file} holds {entry.filename!r}, a name that leads out of it: make the archive again without "
+            "that file."
+        )
     if entry.flag_bits & 1:
         raise UserError(f"the archive {file} is encrypted ({name}): unpack it and give the folder.")
     if entry.compress_type not in _METHODS:
@@ -74,8 +77,8 @@ def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
         )
     if entry.file_size > min(_LARGEST_FILE, max(_LARGE_FILE, _EXPANSION * entry.compress_size)):
         raise UserError(
-            f"{name} in the archive {file} would expand to {entry.file_size / 1e6:,.0f} MB, which no picture does: the "
-            "archive is not read."
+            f"{name} in the archive {file} would expand to {entry.file_size / 1e6:,.0f} MB, which no picture does: "
+            "make the archive again without that file."
         )
     return name
 
@@ -86,7 +89,9 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (*_DAMAGE, RuntimeError) as error:  # zipfile's of what is encrypted or of unknown compression
-        raise UserError(f"{what} is damaged, cut short or not to be read ({_reason(error)}).") from error
+        raise UserError(
+            f"{what} is damaged, incomplete or unreadable ({_reason(error)}): copy or download it again."
+        ) from error
 
 
 def _reason(error: Exception) -> str:

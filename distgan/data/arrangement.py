@@ -110,7 +110,9 @@ def arrange(
     if not mine:
         said = f" (left out: {', '.join(left_out)})" if left_out else ""
         advice = None if archive else of_another_source(kept, where)
-        raise UserError(f"data.path is {where}, but there are no pictures in it{said}{advice or ''}.")
+        raise UserError(
+            f"data.path is {where}, but there are no pictures in it{said}{advice or ': give a folder that has some'}."
+        )
 
     labelled = {folder: table(folder) for folder in (under, *folders.values())}
     if any(one is not None for one in labelled.values()):  # beside its labels, those of class folders mean others
@@ -327,7 +329,7 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
     """Reads the labels in StyleGAN's dataset.json, by name: {} if it has no classes, None if it is another file.
 
     Raises:
-        UserError: it is damaged, a label is no number from 0 on, or a picture has two.
+        UserError: it is damaged, a label is not a whole number from 0 to 99,999, or a picture has two labels.
     """
     try:
         said = json.loads(content)
@@ -342,7 +344,7 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
         return None if pairs else {}
     if wrong := [pair for pair in pairs if not _is_pair(pair)]:
         raise UserError(
-            f"{_LABELS} in {where} has {wrong[0]!r} among its labels, which is no pair of a name and a label."
+            f"{_LABELS} in {where} has {wrong[0]!r} among its labels: each must be a pair [file name, label]."
         )
     if any(isinstance(label, list) for _, label in pairs):  # vectors, such as a camera's position: no classes
         return {}
@@ -352,10 +354,15 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
             continue
         number = re.fullmatch(r"([0-9]{1,9})(\.0*)?", str(label))  # 1, 1.0 and "1" are the same
         if number is None or int(number[1]) >= _MOST_CLASSES:
-            raise UserError(f"{_LABELS} in {where} has the label {label!r}, but labels are numbers from 0 on.")
+            raise UserError(
+                f"{_LABELS} in {where} has the label {label!r}, but labels must be whole numbers from 0 to "
+                f"{_MOST_CLASSES - 1:,}: correct it."
+            )
         name = plain(given)
         if labels.setdefault(name, int(number[1])) != int(number[1]):
-            raise UserError(f"{_LABELS} in {where} gives {name!r} two labels, {labels[name]} and {number[1]}.")
+            raise UserError(
+                f"{_LABELS} in {where} gives {name!r} two labels, {labels[name]} and {number[1]}: remove one of them."
+            )
     return labels
 
 

@@ -58,7 +58,9 @@ def original(data: DataConfig) -> Source | None:
         return None
     names = _FILES.get(data.split)
     if names is None:
-        raise UserError(f"data.split is {data.split}, but the original CIFAR-10 has train and test.")
+        raise UserError(
+            f"data.split is {data.split}, but the original CIFAR-10 has train and test: choose one of them."
+        )
     refuse_columns(data, place)
     batches = _in_folder(place, names) if place.is_dir() else _in_archive(place)
     for name in names:
@@ -74,7 +76,7 @@ def original(data: DataConfig) -> Source | None:
     if _NAMES in batches.sizes:
         classes = tuple(batches.read(_NAMES).decode(errors="replace").split())
         if len(classes) != len(_CLASSES):
-            raise UserError(f"{batches.called(_NAMES)} names {len(classes)} classes, but must name 10.")
+            raise UserError(f"{batches.called(_NAMES)} names {len(classes)} classes, but must name 10: {_FETCH}.")
 
     def records(every: int) -> Iterator[Record]:
         start = 0
@@ -83,7 +85,7 @@ def original(data: DataConfig) -> Source | None:
             if rows[:, 0].max() >= len(classes):
                 raise UserError(
                     f"{batches.called(name)} has the label {rows[:, 0].max()}, but CIFAR-10 has 10 classes: it is "
-                    "damaged, or of another data set."
+                    f"damaged or belongs to another data set, so {_FETCH}."
                 )
             for i in range(-start % every, len(rows), every):
                 yield Record(f"image {i} of {batches.called(name)}", rows[i, 1:].reshape(3, 32, 32), int(rows[i, 0]))

@@ -124,7 +124,9 @@ def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], st
                 configurations[config] = files
                 default = config if entry.get("default") or config == "default" else default
     except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{root / 'README.md'} has a header whose `configs:` is not as the hub wants it.") from error
+        raise UserError(
+            f"{root / 'README.md'} has a `configs:` entry that is not in the hub's form: correct it or remove the file."
+        ) from error
     return configurations, default
 
 

@@ -27,7 +27,7 @@ def folder(data: DataConfig) -> Source:
         raise UserError("data.source is folder, but data.path is not set: give the folder with the pictures.")
     root = Path(data.path)
     if not paths.exists(root):
-        raise UserError(f"data.path is {root}, but there is no such folder or zip archive.")
+        raise UserError(f"data.path is {root}, but there is no such folder or zip archive: check the path.")
     archive = root.is_file()
     tree = _archive(root) if archive else _tree(root)
     with tree.open() as read:
@@ -123,7 +123,9 @@ def _walk(root: Path) -> _Walked:
         except OSError as error:
             if left_behind(prefix.rstrip("/")):
                 continue
-            raise UserError(f"the folder {root / prefix} cannot be read ({error.strerror}).") from error
+            raise UserError(
+                f"the folder {root / prefix} cannot be read ({error.strerror}): make it readable, or move it elsewhere."
+            ) from error
         for entry in entries:
             name = prefix + entry.name
             try:

@@ -39,7 +39,7 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
     source = _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
     if source.count == 0:
         where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
-        raise UserError(f"{where} split {data.split} is empty.")
+        raise UserError(f"{where} split {data.split} is empty: choose another with data.split.")
     return source
 
 
@@ -260,12 +260,13 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
     if not described:
         pictures = [column for column in encoded if any(_is_picture(value) for value in first_rows(column))]
     if data.image_column is None and not pictures:
-        raise UserError(f"{name} has no image column; its columns are {', '.join(features)}.")
+        raise UserError(
+            f"{name} has no image column (its columns are {', '.join(features)}): choose a data set of pictures."
+        )
     image = data.image_column or pictures[0]
     if image not in pictures + encoded:
-        raise UserError(
-            f'data.image_column is "{image}", which holds no images: {", ".join(pictures) or "no column does"}.'
-        )
+        choice = " or ".join(pictures) or "another data set, because no column does"
+        raise UserError(f'data.image_column is "{image}", which holds no images: choose {choice}.')
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     # Without metadata a column of labels is known by its name alone. With them it is left to the user as ever: runs
     # on such data have none.
@@ -275,7 +276,9 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
         return _Columns(image, None)
     kind = _kind(features[label])
     if not kind:
-        raise UserError(f'data.label_column is "{label}", which holds no class labels.')
+        raise UserError(
+            f'data.label_column is "{label}", which holds no class labels: name another, or set it to null.'
+        )
     return _Columns(image, label, kind, tuple(features[label].names) if kind == "names" else None)
 
 
@@ -323,7 +326,9 @@ def _with_classes(
     there = {value for value in values if value is not None and value == value}
     if any(isinstance(value, float) and not value.is_integer() for value in there):
         if data.label_column is not None:
-            raise UserError(f'data.label_column is "{columns.label}", which holds no class labels.')
+            raise UserError(
+                f'data.label_column is "{columns.label}", which holds no class labels: name another, or set it to null.'
+            )
         return _Columns(columns.image, None), None
     return columns, _classes(there, columns, name)
 
@@ -357,7 +362,10 @@ def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[s
         if target != target:  # NaN
             target = None
         if target is not None and target not in numbers:
-            raise UserError(f"{name} has the label {target}, which is none of the {len(classes or ())} classes.")
+            raise UserError(
+                f"{name} has the label {target}, which is none of the {len(classes or ())} classes: correct it, or "
+                "write -1 for a picture without a label."
+            )
         return Record(name, content or b"", numbers[target] if target is not None else None)
 
     return of
@@ -367,7 +375,9 @@ def _kept_elsewhere(name: str, path: str | None, folder: Path) -> bytes:
     try:
         return (folder / path).read_bytes() if path else b""
     except OSError as error:
-        raise UserError(f"{name} is kept in {folder / (path or '')}, which cannot be read.") from error
+        raise UserError(
+            f"{name} is kept in {folder / (path or '')}, which cannot be read ({error.strerror}): copy that file, too."
+        ) from error
 
 
 def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:
@@ -375,4 +385,4 @@ def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return read(*arguments)
     except Exception as error:
-        raise UserError(f"{file} is not a readable parquet file.") from error
+        raise UserError(f"{file} is not a readable parquet file: copy or download it again.") from error

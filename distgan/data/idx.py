@@ -47,7 +47,7 @@ def read(file: Path, dimensions: int) -> np.ndarray:
         content = stream.read(size) if size < 2**34 else b""
         rest = stream.read(1)
     if len(sizes) != dimensions or len(content) != size or rest:
-        raise UserError(f"{file} does not hold what its header says.")
+        raise UserError(f"{file} does not hold what its header says: copy or download it again.")
     return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
 
 
@@ -57,16 +57,16 @@ def _opened(file: Path) -> Iterator[IO[bytes]]:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             yield cast(IO[bytes], stream)
     except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist.") from error
+        raise UserError(f"{file} does not exist: put it there, or correct data.path.") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file} is damaged or cut short.") from error
+        raise UserError(f"{file} is damaged or cut short: copy or download it again.") from error
 
 
 def _header(file: Path, stream: IO[bytes]) -> tuple[int, ...]:
     magic = stream.read(4)
     if len(magic) != 4 or magic[:3] != b"\0\0\x08" or magic[3] not in (1, 3):
-        raise UserError(f"{file} is not an IDX file of bytes.")
+        raise UserError(f"{file} is not an IDX file of bytes: copy or download it again.")
     sizes = stream.read(4 * magic[3])
     if len(sizes) != 4 * magic[3]:
-        raise UserError(f"{file} is damaged or cut short.")
+        raise UserError(f"{file} is damaged or cut short: copy or download it again.")
     return struct.unpack(f">{magic[3]}I", sizes)

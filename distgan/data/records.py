@@ -100,7 +100,7 @@ def existing_folder(path: str | None) -> Path:
     """Returns `data.path`, which must be a folder. Raises UserError where it is none."""
     assert path is not None
     if not paths.is_folder(path):
-        raise UserError(f"data.path is {path}, but there is no such folder.")
+        raise UserError(f"data.path is {path}, but there is no such folder: check the path.")
     return Path(path)
 
 
@@ -109,11 +109,14 @@ def contents(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from error
+        raise UserError(f"{file} cannot be read ({error.strerror}): make it readable, or copy it again.") from error
 
 
 def refuse_columns(data: DataConfig, place: Path) -> None:
     """Raises UserError where a configuration or a column is named, though the files found have neither."""
     for key in ("config", "image_column", "label_column"):
         if getattr(data, key) is not None:
-            raise UserError(f"data.{key} is {getattr(data, key)}, but the files in {place} have no such thing.")
+            raise UserError(
+                f"data.{key} is {getattr(data, key)}, which the files in {place} do not use: leave it out, or set it "
+                "to null where the recipe gives it."
+            )

@@ -66,7 +66,7 @@ def _fashion_mnist(data: DataConfig) -> Source:
         return hub_or_copy(data, "zalando-datasets/fashion_mnist", channels=1)
     name = {"train": "train", "test": "t10k"}.get(data.split)
     if name is None:
-        raise UserError(f"data.split is {data.split}, but the IDX files have train and test.")
+        raise UserError(f"data.split is {data.split}, but the IDX files have train and test: choose one of them.")
     refuse_columns(data, folder)
     images, labels = (idx.file(folder, f"{name}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
     shape = idx.shape(images)

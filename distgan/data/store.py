@@ -98,7 +98,8 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
             images = _opened(source, data, scale) or _prepare_alone(source, data, scale)
     if len(images.pixels) < batch_size:
         raise UserError(
-            f"there are {len(images.pixels)} images, fewer than one batch: train.batch_size is {batch_size}."
+            f"train.batch_size is {batch_size}, but there are {len(images.pixels)} images: choose a smaller batch, or "
+            "bring more images."
         )
     return dataclasses.replace(images, left_out=source.left_out)
 
@@ -111,9 +112,13 @@ def test_split(data: DataConfig) -> DataConfig:
     """
     other = sources.find(data).unseen
     if other is None and data.source == "folder":
-        raise UserError(f"{data.path} has no other split, such as sub-folders train and test, to take images from.")
+        raise UserError(
+            f"{data.path} has no images for tests: put the training images in a sub-folder train and others in test."
+        )
     if other is None:
-        raise UserError(f"{data.path or data.id or data.source} has no test split besides what is trained on.")
+        raise UserError(
+            f"{data.path or data.id or data.source} has no split for tests: choose another reference, such as train."
+        )
     return dataclasses.replace(data, split=other)
 
 
@@ -162,7 +167,7 @@ def preview(
         scale = (scale or Scale()).or_else((prepared and prepared.scale) or _measured(chosen))
         decoded = list(_decoded(chosen, data, channels, [], scale))
     if not decoded:
-        raise UserError(f"none of {count} pictures can be decoded.")
+        raise UserError(f"none of the {count} pictures looked at can be decoded: check the files.")
     labels = [record.label if record.label is not None else -1 for record, _ in decoded]
     return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels), scale
 
@@ -184,7 +189,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
                     1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
                 )
         except Exception as error:  # Pillow's openers meet damage, and a decompression bomb, with nearly everything
-            raise UserError(f"{record.name} is no picture that can be read.") from error
+            raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
         if found != wanted:
             raise UserError(
                 f"{record.name} is {'x'.join(map(str, found))}, but the generator draws "
@@ -310,7 +315,7 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         stream.flush()
         os.fsync(stream.fileno())
     if not labels:
-        raise UserError(f"{data.source} has no picture that can be decoded.")
+        raise UserError(f"no picture of {data.path or data.id or data.source} can be decoded: check the files.")
     if scale is not None:  # a run must not resume on the same files by another scale
         content.update(json.dumps(dataclasses.asdict(scale)).encode())
     np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
@@ -372,7 +377,7 @@ def _decoded(
             skipped.append(record.name)
         else:
             raise UserError(
-                f"{record.name} {outcome}: mend or remove it, or leave such pictures out with --data.skip_bad=true."
+                f"{record.name} {outcome}: repair or remove it, or leave such pictures out with --data.skip_bad=true."
             ) from outcome
 
 

@@ -253,14 +253,15 @@ class Evaluation:
             for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
                 if count <= extractor.dim:
                     raise UserError(
-                        f"the number of {what} is {count}, but {distance} needs more images than the {extractor.dim} "
-                        f"features that it compares: at least {extractor.dim + 1}. The metrics {kernel},prdc need "
-                        "fewer."
+                        f"the number of {what} is {count}, but {distance} compares {extractor.dim} features and needs "
+                        f"at least {extractor.dim + 1} images: bring more, or use the metrics {kernel},prdc, which "
+                        "need fewer."
                     )
         fewest = max(_SPLITS, _NEIGHBOUR + 1)
         if min(num, real) < fewest:
             raise UserError(
-                f"the number of samples is {num} and that of real images {real}, but {fewest} is the least of each."
+                f"there are {num} samples and {real} real images, but at least {fewest} of each are needed: ask for "
+                "more samples, or give more real images."
             )
 
 

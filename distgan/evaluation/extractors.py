@@ -58,7 +58,9 @@ class Inception(Extractor):
                 "inception", list(dict.fromkeys(layers)), feature_extractor_weights_path=pickle
             )
         except RuntimeError as error:  # of load_state_dict
-            raise UserError("the extractor's weights are not those of torch-fidelity's InceptionV3.") from error
+            raise UserError(
+                "the extractor's weights are not those of torch-fidelity's InceptionV3: give the file it publishes."
+            ) from error
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,10 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
     architecture = _architecture(model.architecture)
     generator, discriminator = architecture.generator(model, spec), architecture.discriminator(model, spec)
     if generator.class_counts != spec.class_counts:
-        raise UserError(f"model.conditional is true, but {model.architecture} takes no labels.")
+        raise UserError(
+            f"model.conditional is true, but {model.architecture} takes no labels: set it to false, or choose another "
+            "model.architecture."
+        )
     assert has_batch_norm(discriminator) == (norm == "batch"), f"{model.architecture}'s d_norms must say batch norm"
     for name, network in {"generator": generator, "discriminator": discriminator}.items():
         rng = seeding.torch_generator(seed, f"init.{name}")

@@ -67,12 +67,16 @@ class Generator(nn.Module):
         else:
             label = int(wanted) if self.class_counts else -1
         if not self.class_counts:
-            raise UserError(f"class {wanted} is asked for, but the generator was trained without labels.")
+            raise UserError(
+                f"class {wanted} is asked for, but the generator was trained without labels: ask for no class."
+            )
         if not 0 <= label < len(self.class_counts):
             last = len(self.class_counts) - 1
-            raise UserError(f"class {wanted} is asked for, but the generator has the classes 0 to {last}.")
+            raise UserError(
+                f"class {wanted} is asked for, but the generator has the classes 0 to {last}: choose one of them."
+            )
         if self.class_counts[label] == 0:
-            raise UserError(f"class {wanted} is asked for, but none of the training images was of it.")
+            raise UserError(f"class {wanted} is asked for, but none of the training images was of it: choose another.")
         return label
 
     def named(self, name: str) -> int | None:

@@ -1,1 +1,1 @@
-"""What processes share: the only package that configures Accelerate and talks between ranks."""
+"""How processes find each other and agree: the only package that configures Accelerate and talks between ranks."""

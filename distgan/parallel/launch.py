@@ -1,7 +1,7 @@
-"""What a launcher says: this process's rank, how many there are, where, CPU or GPU; and what it may not ask for.
+"""Reads from the environment what the launcher decided: rank, number of ranks, CPU or GPU. Refuses what cannot work.
 
-Known are accelerate launch, torchrun, srun and mpirun. Everything is read from the environment, before any process
-group exists and without touching a GPU.
+accelerate launch, torchrun, srun and mpirun are known. All this happens before any process group exists, and without
+touching a GPU.
 """
 
 import ctypes
@@ -27,19 +27,19 @@ MIXED_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def launched_ranks() -> tuple[int, int]:
-    """This process's rank and the number of ranks, as the launcher says, before any process group exists.
+    """Returns this process's rank and the number of ranks.
 
     Raises:
-        UserError: the environment announces several ranks and does not say which one this is.
+        UserError: the environment announces several ranks, but does not say which one this is.
     """
-    adopt_mpirun()  # first: on a Slurm cluster it starts its daemons with srun
+    adopt_mpirun()  # before srun: on a Slurm cluster, mpirun starts its daemons with srun
     adopt_srun()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if world > 1 and missing:
         raise UserError(
-            f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, so that the processes cannot find "
-            "each other: start the ranks with `accelerate launch`, `torchrun`, `srun` or `mpirun`."
+            f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, and without it the processes "
+            "cannot find each other: start them with `accelerate launch`, `torchrun`, `srun` or `mpirun`."
         )
     return int(os.environ.get("RANK", "0")), world
 
@@ -58,8 +58,8 @@ def check(*, batch_size: int, precision: str) -> None:
     if batch_size % world:
         fits = [size for size in range(world, 2 * batch_size + world, world) if size > batch_size - world]
         raise UserError(
-            f"train.batch_size is {batch_size}, which {world} processes cannot share equally: "
-            f"{' or '.join(map(str, fits[:2]))} would do."
+            f"train.batch_size is {batch_size}, which {world} processes cannot share equally: use "
+            f"{' or '.join(map(str, fits[:2]))}."
         )
     if use_cpu() and precision == "fp16":
         raise UserError("train.precision is fp16, which needs a GPU: use fp32 here, or bf16.")
@@ -79,7 +79,8 @@ def check(*, batch_size: int, precision: str) -> None:
             raise UserError(f"the launcher asks for {what}, but distgan trains with DDP: launch without it.")
     if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) > 1:
         raise UserError(
-            "the launcher asks for gradient accumulation, but train.batch_size says it all: launch without."
+            "the launcher asks for gradient accumulation, but train.batch_size is the whole batch already: launch "
+            "without it, and use train.max_batch_per_device where memory is short."
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
@@ -96,10 +97,10 @@ def check_launcher() -> None:
 
 
 def check_gpus() -> None:
-    """Checks that each of this machine's processes has a GPU that works, unless the CPU is wanted. Touches none.
+    """Checks that each of this machine's processes has a GPU that works, unless it trains on the CPU. Touches none.
 
     Raises:
-        UserError: they cannot, or there are too few.
+        UserError: torch cannot use the GPUs, or there are too few.
     """
     local_world, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     of_a_job_without = "SLURM_JOB_ID" in os.environ and "SLURM_GPUS_ON_NODE" not in os.environ
@@ -112,18 +113,18 @@ def check_gpus() -> None:
     if not use_cpu() and local_world > gpus:
         raise UserError(
             f"{local_world} processes were started on a machine with {gpus} GPUs: choose a launch file that fits, such "
-            "as launch/gpu1.yaml or, to train on the CPU, launch/cpu2.yaml; under srun give GPUs by --gpus-per-node, "
-            "not to each task."
+            "as launch/gpu1.yaml, or launch/cpu2.yaml to train on the CPU. Under srun, request GPUs with "
+            "--gpus-per-node, not for each task."
         )
 
 
 def nvidia_devices() -> int:
-    """Counts the GPUs that the kernel knows, whether torch can use them or not."""
+    """Counts the GPUs that the kernel knows, even if torch cannot use them."""
     return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computes; ranks with different ones would drift apart, and are refused."""
+    """Returns the versions of the libraries that compute. Ranks must share them, or they would drift apart."""
     packages = {"distgan": __version__, "torch": torch.__version__, "accelerate": accelerate.__version__}
     return {**packages, "numpy": np.__version__, "Python": platform.python_version()}
 
@@ -139,7 +140,7 @@ def asked_for_cpu() -> bool:
 
 
 def started_by() -> str:
-    """Says what made this process a rank, in the user's words."""
+    """Names the launcher that started this process, as a user would call it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "accelerate launch or torchrun"
     if "WORLD_SIZE" not in os.environ:
@@ -148,16 +149,17 @@ def started_by() -> str:
 
 
 def node() -> str:
-    """Returns the number of the launcher, among all, that started this process."""
+    """Identifies the node: the number of the launcher that started this process, or the host's name."""
     return os.environ.get("GROUP_RANK", socket.gethostname())
 
 
 def speaks_for_node() -> bool:
-    """Tells whether this rank writes what each node's log is to hold once."""
+    """Tells whether this rank writes the messages that each node's log has once."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-_MPI = (  # a rank, their number, and both of one machine, as told by Open MPI; MPICH and Intel MPI; Cray; MVAPICH
+# The variables for rank, world, local rank and local world of Open MPI; MPICH and Intel MPI; Cray; MVAPICH.
+_MPI = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE"),
@@ -166,21 +168,21 @@ _MPI = (  # a rank, their number, and both of one machine, as told by Open MPI; 
 
 
 def adopt_mpirun() -> None:
-    """Makes ranks, as torchrun would, of the processes that mpirun started.
+    """Sets the variables that torchrun would set, if mpirun started this process.
 
     Raises:
-        UserError: they are on several machines and are not told where to meet, are not told where they are, or are
-            told that each is alone.
+        UserError: the processes are on several machines and MASTER_ADDR or MASTER_PORT is missing; mpirun does not say
+            which processes share a machine; or WORLD_SIZE contradicts mpirun.
     """
     names = _of_mpirun()
     size = names[1] if names is not None else next((size for _, size, *_ in _MPI if _is_number(size)), None)
     if size is None or int(os.environ[size]) < 2:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("WORLD_SIZE", "1") != "1":
-        return  # ranks already
+        return  # another launcher below mpirun has made ranks already
     if names is None:
         if size == "PMI_SIZE" and "SLURM_PROCID" in os.environ:
-            return  # srun's, which gives it, too
+            return  # these variables are srun's
         raise UserError(
             f"{size} is {os.environ[size]}, but this mpirun does not tell which processes share a machine: "
             "start the ranks with `accelerate launch`, `torchrun` or `srun`."
@@ -191,9 +193,9 @@ def adopt_mpirun() -> None:
     missing = {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if local_world != world and missing:
         raise UserError(
-            f"mpirun started {world} ranks on several machines, but {' and '.join(sorted(missing))} is not set, so "
-            "that they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and "
-            "Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is the machine of rank 0."
+            f"mpirun started {world} processes on several machines, but {' and '.join(sorted(missing))} is not set, "
+            "and without it they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun "
+            "(MPICH and Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is rank 0's machine."
         )
     os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_world}
     if local_world == world:
@@ -208,7 +210,7 @@ def under_mpirun() -> bool:
 
 
 def _of_mpirun() -> tuple[str, str, str, str] | None:
-    """Returns what mpirun calls rank, ranks, and both of this machine; None if no mpirun started this process."""
+    """Returns mpirun's variables for rank, world, local rank and local world; None without an mpirun."""
     return next((names for names in _MPI if all(map(_is_number, names))), None)
 
 
@@ -218,18 +220,18 @@ def _is_number(name: str) -> bool:
 
 
 def _ancestor_without(name: str) -> int:
-    """Returns the number of the process that set a variable for this one or its parents; 0 if it cannot be seen."""
+    """Returns the number of the nearest parent process without a variable: the one that set it; 0 if not found."""
     for process in psutil.Process().parents():
         try:
             if name not in process.environ():
                 return process.pid
-        except psutil.Error:  # somebody else's, as a daemon's
+        except psutil.Error:  # it belongs to another user, such as a daemon
             return process.pid
     return 0
 
 
 def adopt_srun() -> None:
-    """Makes ranks, as torchrun would, of the tasks that srun itself started without a launcher on each node."""
+    """Sets the variables that torchrun would set, if srun started this process without another launcher."""
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks == 1 or "WORLD_SIZE" in os.environ:
         return
@@ -258,11 +260,11 @@ def adopt_srun() -> None:
 
 
 def follow_launcher() -> None:
-    """Makes the kernel end this worker when its launcher dies, so that no orphan goes on holding the run's folder.
+    """Makes the kernel end this worker when its launcher dies, so that no orphan keeps the run's folder locked.
 
-    torchelastic's launcher forwards signals, and its death is a fault: the worker is killed. It hears a hangup even
-    under `nohup`, and forwards that, too. Accelerate's launcher of one process forwards none: its death is how a signal
-    arrives, and the worker saves and leaves; so it does when mpirun dies.
+    torchelastic's launcher forwards signals, a hangup even under `nohup`. Its death is a fault, and the worker is
+    killed. Accelerate's launcher for one process forwards no signal: a signal kills it, and its death must tell the
+    worker to save and leave. The same holds for mpirun.
     """
     pr_set_pdeathsig = 1  # prctl(2)
     in_main_thread = threading.current_thread() is threading.main_thread()

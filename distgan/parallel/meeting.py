@@ -1,4 +1,13 @@
-"""How ranks find each other: in the launcher's store, before any process group, whatever was in that store before."""
+"""Lets ranks find each other in the launcher's store, before any process group exists.
+
+The store may still hold what earlier starts wrote. Its keys here are
+
+    here N     what rank N is: a random token, its process, its node
+    waits N    a counter that rank N raises while it waits
+    called     rank zero's list of all ranks, with a random name for this start
+    answer N   the name that rank N has found itself called by
+    agreed     the name, once all ranks have answered with it
+"""
 
 import contextlib
 import ipaddress
@@ -19,30 +28,31 @@ from distgan.parallel.launch import node, speaks_for_node, started_by
 
 
 class Meeting(NamedTuple):
-    """The ranks of one start."""
+    """The result of `meet`."""
 
     store: Store
-    """That only they share."""
+    """A part of the launcher's store that only the ranks of this start use."""
     nodes: int
-    """How many launchers started them."""
+    """The number of launchers that started the ranks."""
 
 
 def meet(*, timeout: float) -> Meeting:
-    """Collective: returns once all ranks of this start are there.
+    """Collective: waits until all ranks of this start are there.
 
-    A launcher that restarts its group keeps its store, and one node's launcher may have been started again while
-    another's stayed, so that neither the store nor the number of restarts tells the living from those before. Rank zero
-    therefore gives a name to the ranks that it sees, until all of them answer to the same.
+    A launcher that restarts its workers keeps its store. One node's launcher may also have been started again while
+    another's kept running. So neither the store nor the number of restarts tells living ranks from earlier ones.
+    Therefore rank zero gives the ranks that it sees a random name, again and again, until all answer with the same one.
 
-    On several nodes it also chooses gloo's network interface: gloo would take the one that the host's own name leads
-    to, which on many machines is the loopback.
+    On several nodes this also chooses gloo's network interface. By itself gloo takes the interface of the host's own
+    name, which on many machines is the loopback.
 
     Args:
         timeout: seconds to wait for the others.
 
     Raises:
-        LostRankError: not all came in time.
-        UserError: there are two of a rank, their numbers differ, or the meeting place is taken by another program.
+        LostRankError: not all ranks came in time.
+        UserError: two processes have the same rank, ranks disagree about their number, or another program uses the
+            port.
     """
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
@@ -53,22 +63,22 @@ def meet(*, timeout: float) -> Meeting:
     except RuntimeError as error:
         if "EADDRINUSE" in str(error):
             raise UserError(f"{place} is taken by another program: set MASTER_PORT to a free port.") from error
-        _met.clear()  # its connection broke: the next run of this process connects anew
+        _met.clear()  # the connection broke, so the next run of this process makes a new one
         unreached = LostRankError(f"the other ranks cannot be reached at {place}: {_together()}.")
         raise (unreached if speaks_for_node() else mark_reported(unreached)) from error
     if called["nodes"] > 1:
         own = called["ranks"][rank]["address_of_0"]
         address = called["address_of_0"] if _is_loopback(own) else own
-        with contextlib.suppress(OSError):  # no way to it: gloo's own choice cannot be worse
+        with contextlib.suppress(OSError):  # no route to the address: gloo's own choice cannot be worse
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(address))
     return Meeting(PrefixStore(called["name"], store), called["nodes"])
 
 
 _met: dict[tuple[str, ...], tuple[Store, int, int]] = {}
-"""The launcher's store, by what the launcher says, for as long as the process lives.
+"""The launcher's store, rank and world by the launcher's variables. It is kept as long as the process lives.
 
-Rank zero may be its server. If that ended with each run, another rank that is quick to begin the next run in the same
-process would meet at the old one while it ends.
+Rank zero may be the store's server. If the server ended with each run, a quick rank that begins the next run in the
+same process could connect to the old server just before it ends.
 """
 os.register_at_fork(after_in_child=_met.clear)
 
@@ -95,18 +105,23 @@ def interface_towards(address: str) -> str:
 
 
 def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any]:
-    """Waits until all ranks that are there answer to one call, and returns it."""
+    """Waits until all ranks have answered one call, and returns the call."""
     deadline, heartbeat = time.monotonic() + timeout, 0
     me = f"process {os.getpid()} on {socket.gethostname()}"
     mine = {"token": uuid.uuid4().hex, "process": me, "node": node(), "address_of_0": _resolved()}
     store.set(f"here {rank}", json.dumps(mine))
     while True:
+        # Each round says "I am still waiting"; rank zero also calls whoever is there.
         store.set(f"waits {rank}", str(heartbeat := heartbeat + 1))
         if rank == 0:
             _call(store, world)
+
+        # Somebody else wrote under this rank's name: two processes have the same rank.
         here = json.loads(store.get(f"here {rank}"))
         if here != mine:
             raise _two(rank, me, here["process"])
+
+        # A call may be an earlier start's. It counts only if this very process is in it.
         called = json.loads(store.get("called")) if store.check(["called"]) else None
         if called is not None and len(called["ranks"]) != world:
             raise UserError(f"rank 0 was told of {len(called['ranks'])} ranks, rank {rank} of {world}: {_together()}.")
@@ -114,39 +129,47 @@ def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any
             store.set(f"answer {rank}", called["name"])
             if store.check(["agreed"]) and store.get("agreed").decode() == called["name"]:
                 return called
+
+        # Not all are there yet.
         if time.monotonic() > deadline:
             raise _missing(store, rank, world, me, timeout)
         time.sleep(0.02 + world / 1000)
 
 
 def _call(store: Store, world: int) -> None:
-    """Names, on rank zero, the ranks that are there, again whenever they have changed; done once all answer to it."""
+    """Calls the ranks that are there, on rank zero; calls again if they change, and agrees once all have answered."""
+    # Wait until every rank has written something, even if some of it is an earlier start's.
     names = [f"here {rank}" for rank in range(world)]
     if not store.check(names):
         return
     there = [json.loads(store.get(name)) for name in names]
+
+    # A new call, with a new name, whenever these processes are not the ones that were called last.
     called = json.loads(store.get("called")) if store.check(["called"]) else None
     if called is None or called["ranks"] != there:
-        addresses = [one["address_of_0"] for one in there]  # node 0 itself may know its own name as the loopback's
+        addresses = [one["address_of_0"] for one in there]  # node 0 may resolve its own name to the loopback
         away = [address for address in addresses if not _is_loopback(address)]
         nodes = len({one["node"] for one in there})
         called = {"name": uuid.uuid4().hex, "ranks": there, "nodes": nodes, "address_of_0": [*away, addresses[0]][0]}
         store.set("called", json.dumps(called))
+
+    # All have answered with this name: only living processes can, because it is random.
     answers = [f"answer {rank}" for rank in range(world)]
     if store.check(answers) and all(store.get(answer).decode() == called["name"] for answer in answers):
         store.set("agreed", called["name"])
 
 
 def _missing(store: Store, rank: int, world: int, me: str, timeout: float) -> BaseException:
-    """Says who did not come. What a rank of an earlier start left in the store no longer changes."""
+    """Returns the error that names the ranks that did not come: those whose counters stand still."""
     called = json.loads(store.get("called")) if store.check(["called"]) else None
     group = PrefixStore(called["name"], store) if called is not None else store
     keys = [f"waits {other}" for other in range(world)]
-    before, in_group = [_read(store, key) for key in keys], _read(group, f"rank {rank}")  # what a watchdog tells
-    for count in range(30):  # 3 s, longer than one is silent
+    before, in_group = [_read(store, key) for key in keys], _read(group, f"rank {rank}")  # the watchdog's sign of life
+    for count in range(30):  # 3 s, longer than a living rank is silent
         store.set(f"waits {rank}", f"late {count}")
         time.sleep(0.1)
     after = [_read(store, key) for key in keys]
+    # A watchdog that shows life under this rank belongs to another process of the same rank, which is training.
     if called is not None and _read(group, f"rank {rank}") != in_group:
         return _two(rank, me, called["ranks"][rank]["process"])
     gone = [other for other in range(world) if other != rank and before[other] == after[other]]
@@ -160,13 +183,13 @@ def _read(store: Store, key: str) -> bytes | None:
 
 
 def _two(rank: int, one: str, other: str) -> UserError:
-    return UserError(f"{one} and {other} both are rank {rank}: {_together()}.")
+    return UserError(f"{one} and {other} are both rank {rank}: {_together()}.")
 
 
 def _together() -> str:
-    """Says what to do, in the launcher's own words."""
+    """Returns what to do, in the words of the launcher that is used."""
     if (by := started_by()) in ("mpirun", "srun"):
-        return f"start all ranks by one {by}"
+        return f"start all processes with one {by}"
     return (
         "start the launchers of all nodes together, each with its own --machine_rank, and all with the same "
         "--num_machines, --main_process_ip and --main_process_port"

@@ -1,8 +1,8 @@
-"""Ranks: the only place that configures Accelerate, and all that processes must agree on.
+"""Ranks: the only place that configures Accelerate, and everything that processes must agree on.
 
 Training data never passes through here, except DDP's gradients, which Accelerate's wrappers reduce. What rank zero
-decides or does alone goes through `on_rank_zero`, over a group of its own. Groups wait with endless patience: nothing
-that one rank is slow at makes the others time out; the watchdog notices who is lost.
+decides or does alone goes through `on_rank_zero`, over a process group of its own. Process groups wait without a time
+limit, so that a slow rank makes no other one time out. The watchdog notices ranks that are lost.
 """
 
 import json
@@ -30,9 +30,9 @@ from distgan.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=1)  # of those who wait, for a machine that prepares its images, say; see watchdog.py
+_PATIENCE = timedelta(days=1)  # how long process groups wait, in effect without limit; watchdog.py is the judge
 
-_in_this_process = threading.Lock()  # held by the run of this process
+_in_this_process = threading.Lock()  # held by the run that is active in this process
 _forked = threading.Event()
 os.register_at_fork(after_in_child=_forked.set)
 os.register_at_fork(after_in_child=_in_this_process._at_fork_reinit)  # type: ignore[attr-defined]  # it is the parent's
@@ -40,15 +40,15 @@ os.register_at_fork(after_in_child=_in_this_process._at_fork_reinit)  # type: ig
 
 @contextmanager
 def _left_as_it_was() -> Iterator[None]:
-    """Puts back what Accelerate and `join` set for the whole process, so that another run in it starts as this one did.
+    """Restores at the end what Accelerate and `join` set for the whole process, so that another run can follow in it.
 
     Raises:
-        UserError: a run goes on in another thread.
+        UserError: another run is active in this process.
     """
     if not _in_this_process.acquire(blocking=False):
         raise UserError(
-            "another run goes on in this process, and the two would share Accelerate's state: wait until it is done, "
-            "or start this one in a process of its own."
+            "another run is active in this process, and the two would share Accelerate's state: wait until it ends, or "
+            "start this one in another process."
         )
     shared = [state._shared_state for state in (PartialState, AcceleratorState, GradientState)]
     before, threads = [dict(state) for state in shared], torch.get_num_threads()
@@ -74,9 +74,9 @@ def _left_as_it_was() -> Iterator[None]:
 
 
 class Ranks:
-    """The ranks of one start and what they agree on; as a context it finds them, watches over them, ends with them.
+    """The ranks of one start. As a context, it finds them, watches over them, and leaves the process as it was.
 
-    Until `join` there is no process group, and no GPU is touched. The process is left as it was, for another run.
+    Until `join` there is no process group, and no GPU is touched.
     """
 
     accelerator: Accelerator
@@ -90,9 +90,9 @@ class Ranks:
         self.requests = Requests()
         self._group: Any = None
         self._store: Any = None  # the launcher's, of several ranks
-        self._gathered = 0  # times, before `join`
+        self._gathered = 0  # calls of `gather` before `join`
         self._explained = False
-        self._together: BaseException | None = None  # an error that every rank raises
+        self._together: BaseException | None = None  # an error that all ranks raise together
         self._process = ExitStack()
 
     def __enter__(self) -> Self:
@@ -103,10 +103,10 @@ class Ranks:
         """
         with ExitStack() as undo:
             undo.enter_context(_left_as_it_was())
-            if _forked.is_set():  # as notebook_launcher's: of torch's threads in the parent there are none here,
-                torch.set_num_threads(1)  # and work that is shared out to them would never be done
+            if _forked.is_set():  # by notebook_launcher: the parent's torch threads do not exist in this process,
+                torch.set_num_threads(1)  # and work given to them would never be done
             follow_launcher()
-            # These are kept for when the run can save; the others end it until then.
+            # These signals are kept until the run can save; until then, other signals end the process.
             self.requests.listen(*WARNING_SIGNALS)
             undo.callback(self.requests.unlisten, *WARNING_SIGNALS)
             if self.world > 1:
@@ -117,34 +117,34 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Collective where there is no error: ends the watch and the process group."""
+        """Ends the watch and the process group. Collective if there is no error."""
         with self._process:
             if error is not None:
                 self.report_failure(error)
-            together = error is None or error is self._together  # else another rank may be gone, or still at work
+            together = error is None or error is self._together  # otherwise another rank may be gone, or still working
             if self.watchdog is not None and together:
-                self.gather(None)  # nobody leaves while another still waits for it
+                self.gather(None)  # no rank leaves while another still waits for it
             if self.watchdog is not None and (together or isinstance(error, UserError)):
                 self.watchdog.stop()
             if dist.is_initialized() and together:
                 dist.destroy_process_group()
 
     def alone(self) -> AbstractContextManager[None]:
-        """Wraps what a rank does by itself, however long it takes, such as preparing its machine's images."""
+        """Wraps work that a rank does by itself for any length of time, such as preparing its machine's images."""
         return nullcontext() if self.watchdog is None else self.watchdog.alone()
 
     def join(
         self, *, precision: str = "fp32", deterministic: bool = False, tracker: str = "none", tf32: bool = True
     ) -> None:
-        """Collective: forms the process group, which Accelerate takes up, and configures the one Accelerator.
+        """Collective: forms the process group and configures the one Accelerator, which uses it.
 
         DDP broadcasts no buffers: batch norm's statistics are each rank's own, and rank zero's are what is saved.
 
         Args:
             precision: `train.precision`.
-            deterministic: whether only deterministic kernels may run, on CUDA.
+            deterministic: `train.deterministic`, for CUDA.
             tracker: `track.to`.
-            tf32: whether mixed precision may take it for what runs in fp32, which a penalty's passes must not.
+            tf32: whether TF32 may be used in mixed precision for what runs in fp32; not if there is a penalty.
 
         Raises:
             UserError: the GPU cannot do the precision.
@@ -161,9 +161,9 @@ class Ranks:
             torch.use_deterministic_algorithms(True)
         # cuDNN's convolutions would use TF32, with 10 bits of mantissa, on Ampere and later.
         torch.backends.cudnn.allow_tf32 = tf32 and precision != "fp32"
-        # Accelerate passes DDP's newer name for it, forward_sync_buffers, not on yet.
+        # Accelerate does not pass on the new name of this setting yet (forward_sync_buffers).
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        # On every rank that srun itself started; torchrun and accelerate launch set it.
+        # This would come from each rank that srun started directly; torchrun and accelerate launch set the variable.
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset", category=UserWarning)
         self.accelerator = Accelerator(
             cpu=use_cpu(),
@@ -171,18 +171,18 @@ class Ranks:
             mixed_precision=MIXED_PRECISION[precision],
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                # Every update of either network updates the one scaler; with one D step that is twice torch's 2000.
+                # The scaler is updated by both networks. With one D step that is twice per step: twice torch's 2000.
                 GradScalerKwargs(growth_interval=4000),
             ],
         )
-        assert self.accelerator.num_processes == self.world  # else every rank would train alone, as rank 0 of 1
+        assert self.accelerator.num_processes == self.world  # otherwise each rank would train alone
         on_gpu = self.accelerator.device.type == "cuda"
         if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
             raise UserError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
-        """fp16's loss scaler, one for both networks; None in other precisions."""
+        """Returns fp16's loss scaler, which both networks share; None in other precisions."""
         return self.accelerator.scaler
 
     def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
@@ -193,7 +193,7 @@ class Ranks:
         """Returns the network without the autocast that Accelerate wraps around its forward pass."""
 
         def run(*inputs: Any) -> Tensor:
-            wrapped = vars(network).pop("forward", None)  # over the class's own
+            wrapped = vars(network).pop("forward", None)  # Accelerate's, which hides the class's own
             try:
                 return network(*inputs)
             finally:
@@ -203,10 +203,10 @@ class Ranks:
         return run
 
     def refuse_differences(self, described: dict[str, Any]) -> None:
-        """Collective: refuses ranks that describe themselves otherwise than rank zero.
+        """Collective: compares the descriptions of all ranks with rank zero's.
 
         Raises:
-            UserError: on all ranks, naming the rank and what differs.
+            UserError: a rank differs; raised on all ranks, naming the rank and the differences.
         """
         all_ranks = self.gather(described)
         expected = all_ranks[0]
@@ -225,7 +225,7 @@ class Ranks:
                 )
 
     def reported_by_rank_zero(self, error: Exception) -> BaseException:
-        """Marks an error that every rank raises, so that only rank zero reports it."""
+        """Marks an error that all ranks raise together, so that only rank zero reports it."""
         self._together = error if self.rank == 0 else mark_reported(error)
         return self._together
 
@@ -247,7 +247,7 @@ class Ranks:
         return outcome[0]
 
     def gather(self, value: T) -> list[T]:
-        """Collective: every rank's value, in order, on every rank. Before `join` only values that JSON knows."""
+        """Collective: returns the values of all ranks, in order, on every rank. Before `join`, JSON values only."""
         if self.world == 1:
             return [value]
         if self._group is None:
@@ -262,7 +262,7 @@ class Ranks:
         self._store.set(f"{name} {self.rank}", json.dumps(value))
         values = [json.loads(self._store.get(f"{name} {rank}")) for rank in range(self.world)]
         self._store.set(f"read {name} {self.rank}", "")
-        if self.rank == 0:  # the store may leave with it
+        if self.rank == 0:  # rank zero may be the store's server, so it waits until all have read
             self._store.wait([f"read {name} {rank}" for rank in range(self.world)])
         return values
 
@@ -272,7 +272,7 @@ class Ranks:
             dist.all_reduce(tensor, group=self._group)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Collective: the rows of all ranks, on the CPU, one rank's below the other's, on rank zero; none on others."""
+        """Collective: returns on rank zero the rows of all ranks in order, on the CPU; no rows on the others."""
         if self._group is None:
             return rows
         parts: list[Any] | None = [None] * self.world if self.rank == 0 else None
@@ -280,7 +280,7 @@ class Ranks:
         return torch.cat(parts) if parts is not None else rows[:0]
 
     def alive(self) -> None:
-        """This rank has come further within a step."""
+        """Tells the watchdog that this rank has come further within a step."""
         if self.watchdog is not None:
             self.watchdog.alive()
 
@@ -290,30 +290,30 @@ class Ranks:
             print(text, flush=True)
 
     def step_done(self, step: int) -> None:
-        """This rank has finished a step."""
+        """Tells the watchdog that this rank has finished a step."""
         if self.watchdog is not None:
             self.watchdog.step_done(step)
 
     def report_failure(self, error: BaseException) -> None:
-        """Tells the others that this rank leaves with an error. To be called while it still hears stop signals.
+        """Tells the others that this rank leaves with an error. Call it while stop signals are still handled.
 
         Raises:
-            LostRankError: the fault is another rank's, and what this one met is only its consequence.
+            LostRankError: another rank is at fault, and this rank's error is only the consequence.
         """
         if self.watchdog is None or is_reported(error) or self._explained:
             return
         self._explained = True
         self.watchdog.report_failure(error)
-        if not isinstance(error, StoppedError | UserError):  # its traceback alone would not say where
+        if not isinstance(error, StoppedError | UserError):  # a traceback does not say which rank and step it was
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
 
 
 def settle_gradient_buckets(passes: Callable[[], None]) -> None:
-    """Collective: runs throwaway forward and backward passes until DDP's gradient buckets are what they will stay.
+    """Collective: runs throwaway forward and backward passes until DDP's gradient buckets are final.
 
-    DDP reduces its first backward in buckets of another order than all later ones, which from three ranks on changes
-    the rounding of sums: without this the first step after a resume would differ from the same step of a run that
-    never stopped. DDP rebuilds the buckets at the first forward after a backward, so two rounds settle them.
+    DDP's first backward pass uses other buckets than all later ones, which changes the rounding of sums from three
+    ranks on. Without this, the first step after a resume would differ from the same step of a run that never stopped.
+    DDP rebuilds the buckets at the first forward pass after a backward pass, so two rounds are enough.
     """
     for _ in range(2):
         passes()

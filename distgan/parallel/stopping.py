@@ -1,4 +1,4 @@
-"""Stop signals, and whatever else comes up on one rank, turned into decisions that all ranks take at the same step."""
+"""Turns stop signals, and other events on one rank, into decisions that all ranks take at the same step."""
 
 import signal
 import threading
@@ -10,53 +10,53 @@ import torch
 import torch.distributed as dist
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""From a person, a terminal that closes, or a launcher: all that torch's passes on."""
+"""Signals from a person, a closing terminal or a launcher: all that torch's launcher passes on."""
 WARNING_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""What a cluster sends ahead of a limit."""
+"""Signals that a cluster sends ahead of a time limit."""
 
 
 class Agreed(NamedTuple):
-    """What all ranks do at the same step."""
+    """A decision of all ranks at the same step."""
 
     stop: bool
-    """Save and leave: one of them received a stop signal."""
+    """Whether to save and leave, because a rank received a stop signal."""
     save: bool
-    """Save: rank zero asked for it."""
+    """Whether to save, because rank zero asked for it."""
     failed: bool
-    """What rank zero wrote in the background failed."""
+    """Whether rank zero's last save in the background has failed."""
 
 
 class Requests:
-    """What may come up on one rank at any moment, turned into decisions that all ranks take at the same step.
+    """Collects requests of single ranks and turns them into decisions of all ranks.
 
-    The flags of each step are reduced over a CPU group of its own while the step after runs, and read then: the
-    training stream is never waited for.
+    The flags of a step are reduced over a separate CPU group while the next step runs, and are read after that. So no
+    step waits for them.
     """
 
     def __init__(self) -> None:
-        self.group: Any = None  # of several ranks, once they have joined
+        self.group: Any = None  # the CPU group, once several ranks have joined
         self._received = False
         self._flags = np.zeros(len(Agreed._fields), dtype=np.int32)
         self._pending: Any = None
         self._previous: dict[int, Any] = {}
 
     def listen(self, *numbers: int) -> None:
-        """Makes these signals requests to stop from now on; under `nohup` a hangup stays ignored."""
+        """Turns these signals into requests to stop from now on. Under `nohup` a hangup stays ignored."""
         if threading.current_thread() is not threading.main_thread():
-            return  # Python delivers signals to the main thread alone, and lets no other one take them
+            return  # Python lets only the main thread handle signals
         for number in numbers:
             self._previous[number] = signal.getsignal(number)
             if number != signal.SIGHUP or self._previous[number] != signal.SIG_IGN:
                 signal.signal(number, self._receive)
 
     def unlisten(self, *numbers: int) -> None:
-        """Gives these signals back the meaning they had before."""
+        """Restores the earlier handlers of these signals."""
         for number in numbers:
-            if (previous := self._previous.pop(number, None)) is not None:  # None: not Python's to give back
+            if (previous := self._previous.pop(number, None)) is not None:  # None: the handler was not set from Python
                 signal.signal(number, previous)
 
     def finish(self) -> None:
-        """Collective: waits for what is still on the wire."""
+        """Collective: waits for the reduction that is still under way."""
         if self._pending is not None:
             self._pending.wait()
 
@@ -64,7 +64,7 @@ class Requests:
         self._received = True
 
     def agreed(self, *, save: bool, failed: bool) -> Agreed:
-        """Collective, once per step: the same answer on every rank, to what each asked for a step ago."""
+        """Collective, once per step: returns on every rank the decision about the requests of the step before."""
         now = (self._received, save, failed)
         if self.group is None:
             return Agreed(*now)

@@ -1,9 +1,15 @@
-"""Notices that a rank died or hangs, says which and at what step, and ends the job instead of waiting for ever.
+"""Notices that a rank died or hangs, names it and its step, and ends the job instead of waiting for ever.
 
-Process groups wait with endless patience, since no fixed time tells a machine that prepares or saves from one that is
-gone. This is the one judge: from a thread, each rank keeps telling the launcher's store that it lives, at which step it
-is, in what line, and whether it does something alone that the others must wait for. A rank that has come no further
-for most of `timeout` reads what the others tell.
+Process groups wait without a time limit, because no fixed time tells a rank that prepares data or saves from one that
+is gone. Only the watchdog judges that. In each rank a thread writes a sign of life to the launcher's store: a counter,
+the step, the line that the rank is in, and whether it does work alone for which the others must wait. A rank that has
+made no progress for half of `timeout` reads the signs of the others:
+
+    no new sign                                the rank, or its network, is lost
+    signs, but no progress at the last step    the rank hangs, unless a rank works alone
+
+The first rank to find something sets the key `told` and reports it, once for each node. A rank that leaves with an
+error of its own sets `failed`; the others then name it and leave, too.
 """
 
 import json
@@ -32,41 +38,42 @@ _LOST_CONNECTION = re.compile(r"[Gg]loo|NCCL|Connection (closed|reset|refused)|B
 
 @dataclass(frozen=True)
 class _Sign:
-    """What a rank tells of itself."""
+    """A rank's sign of life."""
 
     beat: int
-    """Counts up as long as the process lives and is not stopped."""
+    """A counter that rises as long as the process lives and is not suspended."""
     step: int
-    """Steps that it has finished."""
+    """The number of steps that the rank has finished."""
     progress: int
-    """Counts up with each step, and with what it gets done within one."""
+    """A counter that rises with each step, and with each part of the work within one."""
     place: str
-    """The line of distgan that it is in."""
+    """The line of distgan that the rank is in."""
     alone: bool
-    """Whether it does something that the others wait for, however long."""
+    """Whether the rank does work for which the others wait without a limit."""
 
 
 class Watchdog:
-    """Watches over the ranks of a process group while it is open."""
+    """Watches over the ranks of one start."""
 
     def __init__(self, store: Store, rank: int, world: int, *, nodes: int, timeout: float) -> None:
-        """Begins with no rank watched yet.
+        """Prepares the watch; `start` begins it.
 
         Args:
-            store: reached by all ranks.
-            rank, world: this rank, and how many there are.
-            nodes: how many launchers there are.
+            store: the store that all ranks share.
+            rank: this rank.
+            world: the number of ranks.
+            nodes: the number of launchers.
             timeout: seconds after which a lost rank ends the job.
         """
         self._rank, self._world, self._nodes, self._timeout = rank, world, nodes, timeout
         self._interval = min(2.0, timeout / 30)
-        self._store = store.clone()  # a connection of its own: it is a thread's
+        self._store = store.clone()  # its own connection, because another thread uses it
         self._store.set_timeout(timedelta(seconds=max(timeout / 10, 2)))
-        self.step = 0  # that this rank has finished
+        self.step = 0  # the number of steps that this rank has finished
         self._moved, self._alone, self._leaving = time.monotonic(), False, False
         self._progress = 0
         self._main = threading.get_ident()  # the thread that trains
-        self._failure: BaseException | None = None  # of another rank
+        self._failure: BaseException | None = None  # the error to leave with, if another rank failed
         self._beat, self._heard = 0, time.monotonic()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._watch, self._alarm)]
@@ -78,18 +85,18 @@ class Watchdog:
             thread.start()
 
     def step_done(self, step: int) -> None:
-        """This rank has finished a step."""
+        """Notes that this rank has finished a step."""
         self.step = step
         self.alive()
 
     def alive(self) -> None:
-        """This rank has come further: a step, or a part of what is done at one, is over."""
+        """Notes that this rank has come further: a step, or a part of its work, is done."""
         self._moved = time.monotonic()
         self._progress += 1
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """This rank does something alone, for which the others wait as long as it lives."""
+        """Wraps work that this rank does alone, for which the others wait as long as it lives."""
         self._alone = True
         try:
             yield
@@ -104,17 +111,21 @@ class Watchdog:
                 thread.join()
 
     def report_failure(self, error: BaseException) -> None:
-        """Tells the others why this rank leaves with an error; where the cause lies elsewhere, raises what that is.
+        """Tells the others that this rank leaves with an error, unless the cause is another rank.
 
         Raises:
-            LostRankError: another rank died or failed, which is what broke a connection of this one.
+            LostRankError: another rank died or failed, and that broke a connection of this rank.
         """
         self._leaving = True
+
+        # An error of this rank's own: the others need to know that it failed.
         lost_connection = _LOST_CONNECTION.search(f"{type(error).__name__} {error}")
         if isinstance(error, StoppedError) or not isinstance(error, RuntimeError) or not lost_connection:
             self._first("failed")
             self._keep_store()
             return
+
+        # A broken connection: another rank has failed, or has said who is lost, or is silent now.
         try:
             self._look_for_a_failure()
             silent = [] if self._failure is not None or self._is_told() else self._silent(3 * self._interval)
@@ -123,10 +134,14 @@ class Watchdog:
         except RuntimeError:
             lost = LostRankError(f"rank 0, or its machine, was lost at step {self.step + 1}. {_GO_ON}")
             raise (self._failure or lost) from error
+
+        # Somebody has said it already: this rank repeats it only for its own node's log.
         if self._failure is not None or told:
             self._keep_store()
             lost = LostRankError(f"another rank was lost at step {self.step + 1}. {_GO_ON}")
             raise (self._failure or (lost if of_another_node else mark_reported(lost))) from error
+
+        # Nobody has: this rank reports it, unless another one is quicker.
         said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self.step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
         if not self._first("told"):
@@ -135,9 +150,10 @@ class Watchdog:
         raise lost from error
 
     def _watch(self) -> None:
+        """Writes this rank's signs of life, and judges the others if this rank has waited for long. A thread's work."""
         doomed = 0.0
         while not self._ended.wait(self._interval):
-            # Where a rank failed, this one may wait for it in a library that does not notice.
+            # Another rank failed. This one's main thread may wait for it in a library that does not notice.
             if self._failure is None or self._alone or self._leaving:
                 doomed = 0.0
             elif (doomed := doomed + self._interval) > self._moment():
@@ -148,54 +164,61 @@ class Watchdog:
                 if self._waits_long():
                     self._judge()
             except RuntimeError:
-                continue  # the store is gone; the alarm notices if that lasts
+                continue  # the store cannot be reached; `_alarm` notices if that lasts
             self._heard = time.monotonic()
 
     def _alarm(self) -> None:
-        """Runs beside the watch, which may wait for ever on a store whose machine hangs."""
+        """Leaves if the store is silent for long: `_watch` may wait for ever if its machine hangs. A thread's work."""
         deaf, heard = 0.0, self._heard
         while not self._ended.wait(self._interval):
-            # Counted, not read off the clock: all ranks may have been suspended together, as Slurm does.
+            # Intervals are counted instead of reading the clock, because Slurm may suspend all ranks together.
             deaf = deaf + self._interval if self._waits_long() and self._heard == heard else 0.0
             heard = self._heard
             if deaf > 0.3 * self._timeout:
                 self._leave(f"rank 0, or its machine, does not answer any more since step {self.step + 1}.")
 
     def _waits_long(self) -> bool:
+        """Tells whether this rank has made no progress for half of the timeout."""
         return not self._alone and time.monotonic() - self._moved > 0.5 * self._timeout
 
     def _tell(self) -> None:
+        """Writes this rank's sign of life."""
         self._beat += 1
         sign = _Sign(self._beat, self.step, self._progress, _place(self._main), self._alone)
         self._store.set(f"rank {self._rank}", json.dumps(asdict(sign)))
 
     def _judge(self) -> None:
-        """Ends the job where a rank is lost. This one has come no further for a long time."""
-        # Long enough for a process that lives: one whose main thread keeps Python's lock for seconds tells nothing.
+        """Ends the job if a rank is lost or hangs. This rank has made no progress for a long time."""
+        # Wait long enough: a living process whose main thread keeps Python's lock writes no sign for seconds.
         before = self._signs()
         silent = self._silent(0.25 * self._timeout)
         signs = self._signs()
+
+        # Somebody is slow, but gets on.
         if not silent and any(sign.progress != before[rank].progress for rank, sign in signs.items() if rank in before):
-            return  # one that is slower than the others gets on
+            return
+
+        # Somebody is silent, or the slowest rank stands still while nobody works alone.
         if silent:
             self._end(f"{_these(silent)} does not answer any more since step {self.step + 1}.")
         elif self._waits_long() and not any(sign.alone for sign in signs.values()):
             last = min(sign.step for sign in signs.values())
             behind = {rank: sign for rank, sign in signs.items() if sign.step == last}
-            # Of those that are as far, the ones that wait for another are not it.
+            # Among the slowest ranks, those that wait for another rank are not the cause.
             stuck = {rank: sign for rank, sign in behind.items() if not sign.place.endswith(_WAITS)} or behind
             places = "; ".join(f"rank {rank} is in {sign.place}" for rank, sign in stuck.items())
             self._end(f"{_these(list(stuck))} hangs at step {last + 1} ({places}).")
 
     def _silent(self, seconds: float) -> list[int]:
-        """Ranks from which nothing is heard for so long. Raises where the store is gone."""
+        """Returns the ranks that write no new sign within these seconds. Raises RuntimeError if the store is gone."""
         before = after = self._signs()
         for _ in range(math.ceil(seconds / self._interval)):  # counted, as in _alarm
             time.sleep(self._interval)
             if threading.current_thread() in self._threads:
-                self._tell()  # this rank is watched, too
+                self._tell()  # the others watch this rank meanwhile
             after = self._signs()
             self._heard = time.monotonic()
+        # A rank that never wrote a sign is silent, too.
         return [r for r in range(self._world) if r != self._rank and after.get(r) == before.get(r)]
 
     def _signs(self) -> dict[int, _Sign]:
@@ -204,33 +227,33 @@ class Watchdog:
         return {rank: _Sign(**json.loads(self._store.get(name))) for rank, name in there.items()}
 
     def _linger(self) -> None:
-        """The others judge likewise, and are to find that it is told, maybe in a store that leaves with this rank."""
+        """Waits a moment before this rank leaves: its store may go with it, and the others must still read `told`."""
         time.sleep(self._moment())
 
     def _moment(self) -> float:
-        """Seconds in which all ranks that live have noticed something."""
+        """Returns the seconds after which all living ranks have noticed a change in the store."""
         return min(10.0, 0.2 * self._timeout)
 
     def _keep_store(self) -> None:
-        """On node 0, whose launcher takes the store along, gives the others the time to look into it."""
+        """Waits on node 0, whose launcher holds the store, until the other nodes have read it."""
         if self._nodes > 1 and node() == "0":
             time.sleep(3 * self._interval)
 
     def _look_for_a_failure(self) -> None:
-        """Remembers what is to be said of a rank that failed: the store may not outlive it for long."""
+        """Remembers that a rank failed, because the store may not outlive it for long."""
         if self._failure is None and self._store.check(["failed"]):
             rank = self._store.get("failed").decode().split(" ", 1)[0]
-            lost = LostRankError(f"rank {rank}, on another node, failed, and says there why. {_GO_ON}")
+            lost = LostRankError(f"rank {rank}, on another node, failed; its error is in that node's log. {_GO_ON}")
             self._failure = lost if self._is_elsewhere("failed") else mark_reported(lost)
 
     def _is_elsewhere(self, key: str) -> bool:
-        """Tells whether a rank of another node set a key, and this one reports it in its own node's log."""
+        """Tells whether a rank of another node set a key, so that this rank must report it in its own node's log."""
         if not speaks_for_node() or not self._store.check([key]):
             return False
         return self._store.get(key).decode().split(" ", 1)[1] != node()
 
     def _is_told(self) -> bool:
-        """Tells whether a rank has reported what it found. Raises if the store is gone."""
+        """Tells whether a rank has reported what it found. Raises RuntimeError if the store is gone."""
         return self._store.check(["told"])
 
     def _first(self, key: str) -> bool:
@@ -249,20 +272,21 @@ class Watchdog:
         os._exit(LostRankError.exit_code)
 
     def _end(self, what: str) -> None:
+        """Ends this process; it reports `what` if no other rank of this node has."""
         if self._first("told") or self._is_elsewhere("told"):
             self._leave(what)
         self._keep_store()
         os._exit(LostRankError.exit_code)
 
     def _leave(self, what: str) -> None:
-        """Says it and leaves at once: the main thread waits in a library for what does not come."""
+        """Prints `what` and ends the process at once: its main thread waits in a library for ever."""
         print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
         self._linger()
         os._exit(LostRankError.exit_code)
 
 
 _PACKAGE = Path(__file__).parent.parent
-_GO_ON = "The checkpoints before are good: the same command goes on from the newest."
+_GO_ON = "Earlier checkpoints are good: the same command goes on from the newest one."
 _WAITS = " (waits for other ranks)"
 
 

@@ -1,4 +1,4 @@
-"""What a run is: its settings, how they are read, which do not go together, and what makes two runs the same."""
+"""A run's recipe: its settings, how they are read, which cannot be combined, and when two recipes are the same run."""
 
 from distgan.recipe.groups import (
     EVAL_METRICS,

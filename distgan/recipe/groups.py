@@ -1,8 +1,7 @@
 """The settings of a run, one frozen dataclass per group. The docstring under each field is its `--help`.
 
-A group checks its own values; what does not go together between groups is refused in rules.py. A setting marked as
-beside the mathematics may change when a run is resumed; all others may not, so a new one is guarded until somebody
-decides.
+A group checks its own values; rules.py refuses combinations of groups. A resumed run may change only settings that are
+marked `BESIDE`, so a new setting is guarded until somebody marks it.
 """
 
 from __future__ import annotations
@@ -34,26 +33,26 @@ def _non_negative(key: str, value: float) -> None:
 
 
 def _named(names: Sequence[str] | None) -> list[str]:
-    """Returns the names in a list, or in a text with commas between them; none if it is None."""
+    """Returns the names in a list or in a text with commas; an empty list for None."""
     if names is None:
         return []
     return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 
 
 def _as_text(config: Any, name: str) -> None:
-    """Keeps a list of names as one text with commas, so that both ways to write it are the same setting."""
+    """Stores a list of names as one text with commas, so that both ways to write it are the same setting."""
     if getattr(config, name) is not None:
         object.__setattr__(config, name, ",".join(_named(getattr(config, name))) or None)
 
 
 def _each_once(key: str, names: list[str]) -> None:
     if len(set(names)) < len(names):
-        raise UserError(f"{key} is {','.join(names)}, which has a name twice.")
+        raise UserError(f"{key} is {','.join(names)}, which has a name twice: give each once.")
 
 
 _PATH = {"path": True}  # marks a setting in which `~` and `$NAME` are replaced
 BESIDE = {"beside": True}
-"""Marks a setting, or a whole group, that is beside the mathematics: a resumed run may change it."""
+"""Marks a setting, or a whole group, that does not change the mathematics: a resumed run may change it."""
 
 
 def _expand_paths(group: str, config: Any) -> None:
@@ -131,7 +130,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
-        # Said rather than ignored; `path` has sentences of its own in sources.py.
+        # A setting that the source does not use is refused, not ignored; sources.py checks `path` itself.
         settings = {key: getattr(self, key) for key in ("id", "config", "image_column", "label_column")}
         settings["split"] = self.split if self.split != "train" else None
         takes = {"digits": (), "folder": ("split",), "hub": settings.keys()}.get(self.source, settings.keys() - {"id"})
@@ -139,8 +138,8 @@ class DataConfig:
             if value is not None and key not in takes:
                 unset = "train" if key == "split" else "null"
                 raise UserError(
-                    f"data.{key} is {value}, but data.source {self.source} has no such thing: leave it out, or set it "
-                    f"to {unset} where the recipe gives it."
+                    f"data.{key} is {value}, which data.source {self.source} does not use: leave it out, or set it to "
+                    f"{unset} where the recipe gives it."
                 )
 
 
@@ -393,7 +392,10 @@ class EvalConfig:
                 known = ", ".join(EVAL_METRICS[self.extractor])
                 raise UserError(f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}.')
         if self.measured[0] == "prdc" and self.every is not None:
-            raise UserError("eval.metrics begins with prdc, which is four numbers: put first what says which is best.")
+            raise UserError(
+                "eval.metrics begins with prdc, which is four numbers, but the first decides which checkpoint is best: "
+                "begin with another."
+            )
 
     @property
     def measured(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What makes two recipes the same run, and what all ranks of one must share."""
+"""Tells whether two recipes are the same run, and which settings all its ranks must share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def as_dict(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def mathematical_differences(saved: Config, new: Config) -> list[str]:
-    """Lists what differs between two configurations and changes the mathematics, one line per key."""
+    """Lists the differences between two recipes that change the mathematics, one line per key."""
     old, new_values = flat(as_dict(saved)), flat(as_dict(new))
     return [
         f"{key}: {old[key]} in the run, {new_values[key]} now"
@@ -26,7 +26,7 @@ def mathematical_differences(saved: Config, new: Config) -> list[str]:
 
 
 def common(config: Config) -> dict[str, Any]:
-    """Returns, by dotted key, what must be the same on every rank: all but where a machine keeps its data."""
+    """Returns, by dotted key, the settings that all ranks must share: all except where a machine keeps its data."""
     values = flat(as_dict(config))
     return {key: value for key, value in values.items() if key not in ("data.path", "data.cache")}
 
@@ -37,7 +37,7 @@ def flat(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def is_beside(key: str) -> bool:
-    """Tells whether a setting, or its group, is marked as beside the mathematics."""
+    """Tells whether a setting or its group is marked `BESIDE`."""
     group, name = key.split(".")
     in_group: Any = get_type_hints(Config)[group]
     marks = (_fields(Config)[group].metadata, _fields(in_group)[name].metadata)

@@ -1,6 +1,7 @@
-"""How a recipe is read: YAML and the command line, with complaints of one sentence.
+"""Reads a recipe from YAML and the command line, and turns mistakes into one sentence each.
 
-Values come from, in rising order: the defaults in groups.py, `--config recipe.yaml`, `--group.key=value`.
+The command line (`--group.key=value`) takes precedence over the recipe (`--config recipe.yaml`), and that over the
+defaults in groups.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def parse(
     prog: str = "distgan train",
     description: str = "Train a GAN, or resume the run in run.dir.",
 ) -> tuple[Config, bool]:
-    """Reads recipe and overrides; returns the configuration and whether only `--check` was asked for.
+    """Reads a recipe and its overrides; returns the configuration and whether `--check` was given.
 
     Raises:
         UserError: one sentence naming the dotted key, the value and what is allowed.
@@ -48,7 +49,7 @@ def parse(
     try:
         namespace = parser.instantiate(parser.parse_args(argv))
     except UnicodeDecodeError as error:
-        raise UserError(f"the recipe {found.config} is not a text file.") from error
+        raise UserError(f"the recipe {found.config} is not a text file: give a YAML file.") from error
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     for key, value in flat(as_dict(config)).items():
         if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
@@ -60,7 +61,7 @@ def load(path: Path) -> Config:
     """Reads a configuration that `dump` wrote.
 
     Raises:
-        UserError: the file is not there, or not a configuration this version knows.
+        UserError: the file does not exist, or this version cannot read it.
     """
     return parse(["--config", str(path)])[0]
 
@@ -75,7 +76,7 @@ def _known_keys() -> list[str]:
 
 
 class _Parser(ArgumentParser):  # type: ignore[misc]
-    """jsonargparse's parser, whose complaints become one sentence in a UserError."""
+    """jsonargparse's parser, with errors turned into a UserError of one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(_sentence(message)) from ex
@@ -88,7 +89,7 @@ class _Parser(ArgumentParser):  # type: ignore[misc]
 
 
 def _sentence(message: str) -> str:
-    """Makes one sentence of jsonargparse's own message (held by tests/programs/test_cli.py)."""
+    """Turns jsonargparse's message into one sentence (tested by tests/programs/test_cli.py)."""
     if match := re.match(r"unrecognized arguments: (.+)", message):
         word = match[1].split()[0]
         if not word.startswith("--"):
@@ -103,7 +104,7 @@ def _sentence(message: str) -> str:
     if match := re.match(r"the following arguments are required: (\S+)", message):
         return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
     if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
-        return f"the recipe {match[1]} does not exist or is not a file."
+        return f"the recipe {match[1]} does not exist or is not a file: check the path."
     if match := re.match(r"(Unexpected config|Problems parsing config)", message):
         return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
     if match := re.match(
@@ -136,7 +137,7 @@ def _unknown_key(key: str) -> str:
 
 
 def _allowed(types: str) -> str:
-    """Types as a user says them: `<class 'int'>, <class 'NoneType'>` is `a whole number or null`."""
+    """Describes types in plain words: `<class 'int'>, <class 'NoneType'>` is `a whole number or null`."""
     said = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null"}
     said |= {"tuple": "numbers in brackets, such as [0.5,0.999]"}
     words = [f"one of {match}".replace("'", "") for match in re.findall(r"Literal\[(.+?)\]", types)]

@@ -1,7 +1,7 @@
-"""Settings that do not go together: every such refusal, on one page, in the order in which a run finds them.
+"""Refuses settings that cannot be combined: all such rules on one page, in the order in which a run checks them.
 
-A rule takes what it is about as plain values, so that this page imports no network, loss or data. What is wrong with
-one setting alone, or within its group, stands in groups.py; what a launcher may not ask for, in parallel/launch.py.
+A rule takes plain values, so that this page imports no network, loss or data. Checks of a single setting or within one
+group are in groups.py; parallel/launch.py checks what the launcher asks for.
 """
 
 from __future__ import annotations
@@ -16,48 +16,48 @@ if TYPE_CHECKING:
 
 
 def check_recipe(config: Config) -> None:
-    """Refuses what the recipe alone shows.
+    """Checks settings that need nothing except the recipe.
 
     Raises:
-        UserError: two ways of bounding the critic at once, or more steps of a run whose learning rate has ended at 0.
+        UserError: the critic is bounded in two ways at once, or `run.extend` meets a learning rate that has ended at 0.
     """
     clip, spectral = config.optim.clip_weights, config.model.d_norm == "spectral"
     if clip is not None and (spectral or "wgan_gp" in config.penalty.names):
         other = "model.d_norm is spectral" if spectral else "penalty.name has wgan_gp"
         raise UserError(
-            f"optim.clip_weights is {clip} and {other}, two ways of holding the critic that undo each other: set one "
+            f"optim.clip_weights is {clip} and {other}: these two ways to bound the critic undo each other, so set one "
             "to null."
         )
     if config.run.extend and config.optim.schedule != "constant":
         raise UserError(
-            f"run.extend is {config.run.extend}, but optim.schedule is {config.optim.schedule}, by which the learning "
-            f"rate is 0 from step {config.train.steps} on: start a new run with train.init_from."
+            f"run.extend is {config.run.extend}, but with optim.schedule {config.optim.schedule} the learning rate is "
+            f"0 from step {config.train.steps} on: start a new run with train.init_from instead."
         )
 
 
 def check_objective(config: Config, *, needs_lipschitz: bool, d_norm: str) -> None:
-    """Refuses what the loss, the penalty and the discriminator's normalisation show together.
+    """Checks the loss, the penalty and the discriminator's normalisation together.
 
     Args:
         config: the recipe.
-        needs_lipschitz: whether the loss is a critic's, whose slope something must bound.
-        d_norm: the discriminator's normalisation, `model.d_norm` or the architecture's own.
+        needs_lipschitz: whether the loss needs a critic whose slope is bounded, as Wasserstein's does.
+        d_norm: the discriminator's normalisation, `model.d_norm` or the architecture's default.
 
     Raises:
-        UserError: a critic that nothing bounds, clipped weights of another discriminator, or a penalty on batch norm.
+        UserError: nothing bounds the critic, weights are clipped with another loss, or a penalty meets batch norm.
     """
     loss, clip = config.loss.name, config.optim.clip_weights
     bounded = d_norm == "spectral" or config.penalty.name is not None
     if needs_lipschitz and clip is None and not bounded:
         raise UserError(
-            f"loss.name is {loss}, whose critic grows without bound unless something holds it: set "
-            "penalty.name=wgan_gp with model.d_norm=none, optim.clip_weights, or model.d_norm=spectral (Arjovsky et "
+            f"loss.name is {loss}, whose critic grows without bound unless something limits its slope: set "
+            "optim.clip_weights, or model.d_norm=spectral, or penalty.name=wgan_gp with model.d_norm=none (Arjovsky et "
             "al. 2017, section 3)."
         )
     if clip is not None and not needs_lipschitz:
         raise UserError(
-            f"optim.clip_weights is {clip}, but loss.name is {loss}: clipping makes the critic of wasserstein "
-            "Lipschitz, and would only weaken another discriminator; set it to null."
+            f"optim.clip_weights is {clip}, but loss.name is {loss}, and clipping is meant for wasserstein: set it to "
+            "null, because it would only weaken this discriminator."
         )
     if config.penalty.names and d_norm == "batch":
         whose = "" if config.model.d_norm else f", which is {config.model.architecture}'s own"
@@ -69,35 +69,35 @@ def check_objective(config: Config, *, needs_lipschitz: bool, d_norm: str) -> No
 
 
 def check_parts(config: Config, *, parts: int, with_batch_norm: Sequence[str]) -> None:
-    """Refuses to split a process's share of a batch where batch norm would see each part by itself.
+    """Refuses to split a process's share of a batch if batch norm would see each part by itself.
 
     Args:
         config: the recipe.
         parts: how many parts `train.max_batch_per_device` makes of the share.
-        with_batch_norm: the networks that have batch norm.
+        with_batch_norm: names of the networks that have batch norm.
 
     Raises:
-        UserError: there are several parts and such a network.
+        UserError: there are several parts and a network with batch norm.
     """
     if parts > 1 and with_batch_norm:
         raise UserError(
-            f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a rank's share of a batch, "
-            f"but batch norm's statistics would then be of each part alone (in {' and '.join(with_batch_norm)}): use "
-            "more processes or a smaller batch."
+            f"train.max_batch_per_device is {config.train.max_batch_per_device}, less than a process's share of a "
+            f"batch, but batch norm (in {' and '.join(with_batch_norm)}) would then see each part by itself: set it to "
+            "null, or use more processes or a smaller batch."
         )
 
 
 def check_labels(config: Config, *, labels: str, counts: Sequence[int], strays: str) -> None:
-    """Refuses to give labels to the networks where images have none, or all the same.
+    """Refuses to train with labels if images have no labels or all have the same.
 
     Args:
         config: the recipe, with `model.conditional`.
         labels: which of the images have labels: `all`, `some` or `none`.
-        counts: how many images each class has.
+        counts: the number of images of each class.
         strays: why images of a folder have no labels, if that is known.
 
     Raises:
-        UserError: some images have no label, or there are no two classes.
+        UserError: some images have no label, or there are fewer than two classes.
     """
     data = config.data
     of = data.path or data.id or data.source

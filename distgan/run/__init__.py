@@ -1,1 +1,1 @@
-"""One run, around its steps."""
+"""A run around its steps: its folder, what is saved and logged, and the guard."""

@@ -1,4 +1,4 @@
-"""How a run's evaluations went, and its best generator."""
+"""Keeps the best and the last evaluation of a run, and exports the best generator."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ from distgan.storage.places import Places
 from distgan.storage.report import Report
 
 _HIGHER_IS_BETTER = ("is", "is_classifier")
-_ERRORS = 4  # standard errors by which a kernel's distance, whose truth may be zero, must have grown to have grown
+_ERRORS = 4  # standard errors by which a kernel distance, which may truly be 0, must grow to count as worse
 
 
 class BestSoFar:
@@ -29,13 +29,14 @@ class BestSoFar:
         self.last: Report | None = None
 
     def add(self, report: Report) -> None:
-        """Takes in an evaluation. One of another protocol cannot be compared with the best, and begins a new one."""
+        """Adds an evaluation. If its protocol differs from the best one's, it becomes the best: nobody can compare."""
         self.last = replace(report, best_by=self._metric)
         if self.best is None or not self.best.comparable_to(report) or self._better(report, self.best):
             self.best = self.last
 
     @property
     def best_step(self) -> int | None:
+        """Returns the step of the best evaluation; None before the first evaluation."""
         return self.best.step if self.best is not None else None
 
     def at(self, step: int) -> Report | None:
@@ -44,7 +45,7 @@ class BestSoFar:
 
     @property
     def behind(self) -> float:
-        """Returns how many times as bad as the best the last is: 1 if they are equal or there is nothing to compare."""
+        """Returns how many times as bad as the best the last evaluation is; 1 if there is nothing to compare."""
         if self.best is None or self.last is None:
             return 1.0
         best, last = (report.metrics[self._metric] for report in (self.best, self.last))
@@ -54,7 +55,7 @@ class BestSoFar:
         return best / last if self._metric in _HIGHER_IS_BETTER else last / best
 
     def say(self) -> str | None:
-        """Says it for the user; None if nothing was evaluated."""
+        """Describes best and last evaluation for the user; None if nothing was evaluated."""
         if self.best is None or self.last is None:
             return None
         best, last = (report.metrics[self._metric] for report in (self.best, self.last))
@@ -64,12 +65,12 @@ class BestSoFar:
         return f"{said}; the last, at step {self.last.step}, is {last:.5g}, {self.behind:.2f} times as bad"
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps of it."""
+        """Returns what a checkpoint keeps of the evaluations."""
         best, last = (report.to_json() if report is not None else None for report in (self.best, self.last))
         return {"metric": self._metric, "best": best, "last": last}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes it up again, where it is about the same metric."""
+        """Restores a saved state if it is about the same metric."""
         if state["metric"] == self._metric:
             self.best, self.last = (
                 Report.from_json(state[which]) if state[which] is not None else None for which in ("best", "last")
@@ -90,13 +91,14 @@ def export_best(
 ) -> bool:
     """Writes `generator-best/` to match the best report. Returns False if that step's weights no longer exist.
 
-    For rank zero alone.
+    Rank zero only.
 
     Args:
-        folder: of the run.
-        best: the report, None where nothing was evaluated.
-        model, spec: what builds the generator.
-        weights: the averaged ones of that step; out of its checkpoint where they are not at hand.
+        folder: the run's folder.
+        best: the best report; None if nothing was evaluated.
+        model: the recipe's model group.
+        spec: the images that the generator draws.
+        weights: the averaged weights of that step; if unset, they are read from its checkpoint.
     """
     there = _report(folder.generator_best)
     if best is None or there == best:
@@ -114,7 +116,7 @@ def export_best(
 def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: ModelConfig, spec: ImageSpec) -> bool:
     """Restores both exported generators after a kill or a rollback. Returns False if the best one is lost.
 
-    A best generator that a rollback gave up is put aside. For rank zero alone.
+    A best generator from after a rollback's step is moved aside. Rank zero only.
     """
     step = checkpoint.step_of(found)
     if exported.step_of(folder.generator) != step:

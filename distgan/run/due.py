@@ -1,4 +1,4 @@
-"""What is due after a step, by the recipe alone."""
+"""Decides from the recipe alone what is due after a step."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from distgan.recipe import Config
 
 @dataclass(frozen=True)
 class Due:
-    """What is due after a step, the same on every rank."""
+    """The things that are due after a step, the same on every rank."""
 
     evaluate: bool
     log: bool
@@ -18,7 +18,7 @@ class Due:
 
 
 def due(step: int, config: Config) -> Due:
-    """Tells what is due after a step, the run's first being 1."""
+    """Tells what is due after a step. The first step of a run is 1."""
     end = step == config.last_step
     evaluate = config.eval.every is not None and (step % config.eval.every == 0 or end)
     return Due(

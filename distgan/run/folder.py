@@ -1,4 +1,4 @@
-"""The folder of a run: who may write it, and what recipe it belongs to."""
+"""The folder of a run: which process may write it, and which recipe it belongs to."""
 
 import contextlib
 import fcntl
@@ -19,44 +19,48 @@ from distgan.storage.places import Places
 
 
 class RunFolder(Places):
-    """A run's folder, for those who write it. Making one touches nothing."""
+    """A run's folder with the methods that write it. Creating the object touches nothing on the disk."""
 
     def check(self, config: Config) -> None:
-        """Refuses a configuration that is not the run's own in what changes the mathematics.
+        """Refuses a recipe that would train differently from the one saved in the folder.
 
         Raises:
-            UserError: it differs, with the differences and the ways on; or the folder is not a run's.
+            UserError: the recipes differ (the message lists how, and what to do), or the path is not a folder.
         """
         try:
             if self.path.exists() and not self.path.is_dir():
-                raise UserError(f"run.dir is {self.path}, which is a file.")
+                raise UserError(f"run.dir is {self.path}, which is a file: choose another.")
             saved = self.config.exists() and checkpoint.any_in(self.checkpoints)
         except OSError as error:
-            raise UserError(f"run.dir is {self.path}, which cannot be read: {error.strerror}.") from error
+            raise UserError(
+                f"run.dir is {self.path}, which cannot be read ({error.strerror}): choose another."
+            ) from error
         if not saved:
-            return  # nothing of it is saved yet, so nothing can be continued wrongly
+            return  # there is no checkpoint yet, so nothing can be continued wrongly
         differences = recipe.mathematical_differences(recipe.load(self.config), config)
         if differences:
-            longer = " for more steps of it --run.extend=N;" if config.optim.schedule == "constant" else ""
+            longer = " To train it longer, give --run.extend=N." if config.optim.schedule == "constant" else ""
             raise UserError(
-                f"{self.path} is a run with another recipe ({'; '.join(differences)}): to continue it give its own "
-                f"values;{longer} for a new run another --run.dir, and to start that from these weights "
-                f"--train.init_from={quoted(self.path)}."
+                f"{self.path} is a run with another recipe ({'; '.join(differences)}). To continue it, give its own "
+                f"values.{longer} For a new run, give another --run.dir; --train.init_from={quoted(self.path)} starts "
+                "that from these weights."
             )
 
     def claim(self, config: Config) -> "Claim":
-        """Makes the folder this process's to write, checks the configuration again and records it.
+        """Locks the folder for this process, checks the recipe again and saves it.
 
-        The claim ends with the process, however it ends, because the kernel holds it. Only for rank zero.
+        The kernel holds the lock, so that it ends with the process, however that ends. Rank zero only.
 
         Raises:
-            UserError: another process is writing it, the recipe is another, or the folder cannot be written.
+            UserError: another process has the lock, the recipe differs, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = self.lock.open("a+")
         except OSError as error:
-            raise UserError(f"run.dir is {self.path}, which cannot be written: {error.strerror}.") from error
+            raise UserError(
+                f"run.dir is {self.path}, which cannot be written ({error.strerror}): choose another."
+            ) from error
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -66,8 +70,8 @@ class RunFolder(Places):
             ) from error
         except OSError as error:  # Lustre mounted without -o flock, say
             raise UserError(
-                f"{self.path} is on a file system without file locks ({error.strerror}), which keep two runs from "
-                "writing one folder: choose a run.dir elsewhere, or have it mounted with them."
+                f"{self.path} is on a file system without file locks ({error.strerror}), and without them two runs "
+                "could write one folder: choose a run.dir elsewhere, or mount the file system with locks."
             ) from error
         self.check(config)
         stream.truncate(0)
@@ -82,22 +86,22 @@ class RunFolder(Places):
         return Claim(self, stream)
 
     def keep_extractor(self, file: Path) -> None:
-        """Keeps the classifier that the run measures itself by: trained elsewhere it could come out otherwise."""
+        """Keeps a copy of the classifier that the run is measured by: trained on another machine, it could differ."""
         content = file.read_bytes()
         if not self.extractor.exists() or self.extractor.read_bytes() != content:
             files.replace(self.extractor, content, durable=True)
 
     def mark_preempted(self, step: int) -> None:
-        """Leaves the marker of a run that a stop signal ended, for whoever submits it again."""
+        """Leaves a marker that a stop signal ended the run, for the script that submits it again."""
         self.preempted.write_text(json.dumps({"step": step}) + "\n")
 
     @contextlib.contextmanager
     def writing(self, failed: str | None = None) -> Iterator[None]:
-        """Wraps what is written here.
+        """Wraps writing into the folder, and turns its errors into one sentence.
 
         Args:
-            failed: what to say if it fails, such as "step 4 could not be saved"; if unset, that the folder cannot be
-                written.
+            failed: the beginning of that sentence, such as "step 4 could not be saved". If unset, it says that the
+                folder cannot be written.
 
         Raises:
             NotSavedError: the disk is full or fails.
@@ -109,7 +113,7 @@ class RunFolder(Places):
             raise NotSavedError(f"{said} ({error.strerror}).") from error
 
     def describe(self, best: str | None) -> str:
-        """Returns each place, and the command to look at it, for the user; `best` is said of the best generator."""
+        """Lists for the user what is in the folder, with the command to look at each; `best` describes the best."""
         lines = []
         pictures = [quoted(picture) for picture in sorted(self.samples.glob("step_????????.png"))]
         if pictures:
@@ -134,14 +138,14 @@ class RunFolder(Places):
         return "\n".join(lines)
 
     def begin_anew(self) -> None:
-        """Puts aside what is left of a run whose checkpoints were moved away."""
+        """Moves aside what is left of an earlier run in this folder whose checkpoints are gone."""
         for left in (self.rollbacks, self.generator_best):
             if left.exists():
                 files.move_aside(left, "abandoned")
 
 
 class Claim:
-    """The right to write a run's folder; keep it as long as something is written."""
+    """The lock on a run's folder. Keep it as long as anything is written there."""
 
     def __init__(self, folder: RunFolder, lock: IO[str]) -> None:
         self.folder = folder
@@ -152,9 +156,10 @@ class Claim:
 
 
 def cut_metrics(file: Path, step: int, *, abandoned: bool = False) -> None:
-    """Cuts metrics.jsonl back to a step, so that each step stands there once after a resume.
+    """Cuts metrics.jsonl back to a step, so that it has each step once after a resume.
 
-    What is `abandoned` by a rollback goes to metrics.abandoned.jsonl; after a resume the same comes again.
+    After a rollback (`abandoned`), the lines that are cut go to metrics.abandoned.jsonl. After a resume they are
+    dropped, because the same steps will write them again.
     """
     if not file.exists():
         return

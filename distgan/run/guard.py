@@ -1,7 +1,7 @@
-"""Notices that a training diverges or collapses, from numbers that are the same on every rank.
+"""Notices from numbers that are the same on every rank that training diverges or collapses.
 
-It looks at log points alone, so that a step costs what it did. A sign must be seen several times in a row before it is
-a trouble; which signs there are, and where their bounds come from, stands in `_SIGNS`.
+The guard looks only at log points, so that it makes no step slower. A sign becomes a trouble once it was seen several
+times in a row. `_SIGNS` lists the signs and the sources of their bounds.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from distgan.recipe import GuardConfig
 
-_EVALUATIONS = 2  # in a row at which a sign that evaluations show must be seen
+_EVALUATIONS = 2  # evaluations in a row at which a sign must be seen, if only evaluations show it
 
 Network = Literal["generator", "discriminator"]
 _BOTH: tuple[Network, ...] = ("generator", "discriminator")
@@ -19,31 +19,31 @@ _BOTH: tuple[Network, ...] = ("generator", "discriminator")
 
 @dataclass(frozen=True)
 class Trouble:
-    """What went wrong with a training."""
+    """A problem of the training that must be acted on."""
 
     what: str
     """A sentence without its full stop."""
     since: int
-    """The last step at which it was not there."""
+    """The last step at which the problem was not seen."""
     winners: tuple[Network, ...]
-    """Whose learning rate is too high for the other."""
+    """The networks whose learning rate a rollback lowers."""
     not_finite: bool = False
-    """Whether there is nothing left to go on with."""
+    """Whether a number is NaN or inf, so that training cannot go on and the step must not be saved."""
 
 
 @dataclass(frozen=True)
 class _Sign:
     needs: tuple[str, ...]
-    """The numbers that it is seen in, of log points or of evaluations."""
+    """Names of the numbers that show the sign, from log points or from evaluations."""
     seen: Callable[..., bool]
-    """Whether it is seen in them."""
+    """Takes those numbers, and tells whether the sign is seen."""
     what: str
-    """What is said of it, with those numbers."""
+    """The message, with places for those numbers."""
     winners: tuple[Network, ...] | None
-    """None: whichever wins by its scores."""
+    """The networks that are too strong; None if the discriminator's scores must tell."""
 
 
-# Bounds are ours, set where healthy runs of our recipes stay away from them, unless a source stands beside.
+# The bounds are our own unless a source is named. Healthy runs of our recipes stay well away from them.
 _SIGNS = {
     "saturated": _Sign(
         ("loss/discriminator", "score/real", "score/fake_before"),
@@ -96,37 +96,41 @@ class Guard:
         Args:
             config: how patient the guard is.
             probability: whether the loss's scores are probabilities.
-            start: the step from which on it judges.
+            start: the step before the first that is judged.
         """
         self._config, self._probability = config, probability
-        # By sign: how often in a row it was seen, the last step without it, and whether it was told.
+        # For each sign: how often in a row it was seen, the last step without it, and whether it was reported.
         self._streaks: dict[str, tuple[int, int, bool]] = {}
-        self._judged = {"log": start, "eval": start}  # the last steps at which there was something to judge
+        self._judged = {"log": start, "eval": start}  # the last log point and the last evaluation that were judged
 
     def judge(
         self, step: int, numbers: Mapping[str, float], *, images_seen: int, not_finite: str | None
     ) -> list[Trouble]:
-        """Returns the troubles that came up now. Each is told once, until its sign has been gone.
+        """Returns the troubles that began to count at this log point. A trouble is reported once per streak.
 
         Args:
-            step: of this log point.
-            numbers: by the names that metrics.jsonl has; a sign whose numbers are missing is not judged.
-            images_seen: by the discriminator.
-            not_finite: a weight or moment that is not.
+            step: the step of this log point.
+            numbers: values by their names in metrics.jsonl; a sign whose numbers are missing is not judged.
+            images_seen: real images that the discriminator has seen.
+            not_finite: a weight or moment that is NaN or inf, described for a message; None if all are finite.
         """
+        # NaN and inf count at once, and nothing else matters then.
         losses = [name for name in numbers if name.startswith(("loss/", "score/")) and not math.isfinite(numbers[name])]
         if bad := [not_finite] if not_finite is not None else losses:
             return [self.not_finite(step, bad[0])]
         found = []
         for name, sign in _SIGNS.items():
+            # A sign is skipped if its numbers are missing, or if it needs scores that are probabilities and are not.
             kind = sign.needs[0].split("/")[0]
             values = [numbers[need] for need in sign.needs if need in numbers]
             scores = any(need.startswith("score/") for need in sign.needs)
             if len(values) < len(sign.needs) or (scores and not self._probability):
                 continue
+            # A sign that is not seen loses its streak; a new streak counts from the last point that was judged.
             count, since, told = self._streaks.pop(name, (0, self._judged["eval" if kind == "eval" else "log"], False))
             if images_seen <= self._config.after or not sign.seen(*values):
                 continue
+            # A streak that is long enough becomes a trouble, and is reported once.
             lasts = count + 1 >= (_EVALUATIONS if kind == "eval" else self._config.patience)
             self._streaks[name] = (count + 1, since, lasts)
             if lasts and not told:
@@ -137,28 +141,28 @@ class Guard:
         return found
 
     def _winners(self, numbers: Mapping[str, float]) -> tuple[Network, ...]:
-        """Returns the network that is ahead by the discriminator's verdicts; both if neither clearly is."""
+        """Returns the network that is ahead by the discriminator's scores; both if neither clearly is."""
         ahead = numbers["score/real"] - numbers["score/fake_before"]
         if not self._probability or 0 <= ahead <= 0.5:
             return _BOTH
         return ("discriminator",) if ahead > 0 else ("generator",)
 
     def not_finite(self, step: int, what: str) -> Trouble:
-        """Says what is wrong when a number is NaN or inf; no checkpoint holds such a number."""
-        return Trouble(f"{what} is no longer finite", step, _BOTH, not_finite=True)
+        """Returns the trouble of a number that is NaN or inf. No checkpoint holds such a number."""
+        return Trouble(f"{what} has become NaN or inf", step, _BOTH, not_finite=True)
 
     @property
     def starts(self) -> set[int]:
-        """Returns the steps after which a trouble that comes up next may have begun."""
+        """Returns the steps after which the next trouble may have begun; their checkpoints are kept for a rollback."""
         return {*self._judged.values(), *(since for _, since, _ in self._streaks.values())}
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps of it."""
+        """Returns what a checkpoint keeps of the guard."""
         asked = {"on_trouble": self._config.on_trouble, "rollbacks": self._config.rollbacks}
         return {**asked, "streaks": dict(self._streaks), "judged": dict(self._judged)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes it up again. What was told is told anew if something else is to be done about it now."""
+        """Restores a saved state. If `guard.on_trouble` or `guard.rollbacks` changed, troubles are reported again."""
         same = state["on_trouble"] == self._config.on_trouble
         same = same and state.get("rollbacks", self._config.rollbacks) == self._config.rollbacks  # older ones lack it
         streaks = state["streaks"].items()

@@ -1,4 +1,4 @@
-"""What happens around the steps of a run, in one order: log, sample, agree, guard, save, stop."""
+"""Runs what happens around the steps, in one order: log, evaluate, guard, sample, agree, save, stop."""
 
 import copy
 import time
@@ -32,14 +32,15 @@ from distgan.storage import bundle, checkpoint
 T = TypeVar("T")
 
 _COLUMNS = 8  # of the sample grid, and its rows
-_ROWS = 32  # at most, where there is one for each class
-_DIFFERENCES = 5  # at most, that a refusal to resume names
+_ROWS = 32  # most rows of a grid with one row for each class
+_DIFFERENCES = 5  # most differences between images that a message lists
 
 
 class Housekeeping:
-    """What happens around the steps. Collective, all of it.
+    """What happens around the steps of a run. All methods are collective.
 
-    As a context it records the run and listens for stop signals; leaving it without an error tells where things lie.
+    As a context it records the run and listens for stop signals. When it ends without an error, it prints where
+    the results are.
     """
 
     def __init__(
@@ -61,26 +62,26 @@ class Housekeeping:
 
         Args:
             config: the run's recipe.
-            folder: of the run.
-            ranks: all of them, joined.
-            state: what a checkpoint holds.
-            images: what is trained on.
-            spec: of the images, and their classes.
-            seed: what the loop draws from, which a rollback changes.
-            rates: the learning rates, which a rollback lowers.
+            folder: the run's folder.
+            ranks: the ranks, joined.
+            state: the contents of a checkpoint.
+            images: the training images.
+            spec: size, channels and classes of the images.
+            seed: the seed that the loop draws from; a rollback changes it.
+            rates: the learning rates; a rollback lowers them.
             probability: whether the loss's scores are probabilities.
-            evaluation: what measures the generator, if it is measured.
-            watch: on rank zero, what the guard looks at.
+            evaluation: measures the generator; None if `eval.every` is unset.
+            watch: measures what the guard looks at; only on rank zero.
         """
         self.config, self.ranks, self.state, self.seed, self.rates = config, ranks, state, seed, rates
         self._folder, self._images, self._spec = folder, images, spec
         self._probability, self._evaluation, self._watch = probability, evaluation, watch
         self.until = min(config.last_step, config.run.stop_at or config.last_step)
         self._stopped = False  # by a signal
-        self._trouble: Trouble | None = None  # that ends the run
-        self._advice = ""  # what to do about it
-        self._lost = 0  # steps that rollbacks took back
-        self._gone_back = False  # whether the newest checkpoint is the one that the last rollback went back to
+        self._trouble: Trouble | None = None  # the trouble that ends the run
+        self._advice = ""  # what the user can do about it
+        self._lost = 0  # steps that rollbacks took back, all together
+        self._gone_back = False  # whether the run was just rolled back, and has saved nothing since
         self._tracker = Tracker(ranks.accelerator, folder, config)
         self._saver = Saver(config, folder, state, spec, self._tracker)
 
@@ -88,16 +89,18 @@ class Housekeeping:
     # Beginning and ending.
 
     def resume(self) -> int:
-        """Restores the newest checkpoint that is whole, and returns its step; 0 where there is none.
+        """Restores the newest whole checkpoint and returns its step; 0 if there is none.
 
         Raises:
             UserError: it was trained on other images, or belongs to other networks.
         """
         ranks, folder, state = self.ranks, self._folder, self.state
+
+        # Rank zero chooses the checkpoint for all ranks.
         found = ranks.on_rank_zero(lambda: checkpoint.newest(folder.checkpoints, set_aside=True))
         if found is None:
             self._on_rank_zero_writing(folder.begin_anew)
-        # What was judged so far comes out of the checkpoint, or is forgotten with what came after it.
+        # Guard and evaluations start afresh; the checkpoint then gives back what it knows of them.
         state.standing, state.guard = BestSoFar(self.config.eval), self._new_guard()
         happened = ranks.on_rank_zero(lambda: rollback.happened(folder))
         if found is not None:
@@ -107,11 +110,12 @@ class Housekeeping:
             state.wandb_id = state.wandb_id or wandb_id
             self._gone_back = self._is_behind_a_rollback(saved, len(happened))
             if self._gone_back or "guard" not in saved:
-                state.guard = self._new_guard()  # a new attempt is judged from its start
+                state.guard = self._new_guard()  # a new attempt is judged from its own start
+            # A kill or a rollback may have left exported generators of later steps.
             there = (folder, found, state.standing, self.config.model, self._spec)
             if not self._on_rank_zero_writing(lambda: restore_exports(*there)):
-                state.standing.best = None  # it was not kept, when another took its place
-        # Draws and learning rates follow from the rollbacks that were written down, also after a resume.
+                state.standing.best = None  # its weights were not kept
+        # The recorded rollbacks decide draws and learning rates, after a resume, too.
         self.seed.attempt = state.attempt = len(happened)
         self._lost = sum(one["at"] - one["back_to"] for one in happened)
         if happened:
@@ -145,12 +149,12 @@ class Housekeeping:
             self.ranks.report_failure(error)
         finally:
             self._saver.leave()
-            # Only now: the launcher's SIGTERM must not cut the words short.
+            # Only now, because the launcher's SIGTERM must not cut the report short.
             requests.unlisten(*STOP_SIGNALS)
             self._tracker.close()
 
     def end(self) -> None:
-        """Tells how the run ended and where things lie."""
+        """Prints how the run ended and where its results are."""
         step, last = self.state.step, self.config.last_step
         if self._trouble is not None:
             how = "stopped by the guard, and saved"
@@ -158,7 +162,7 @@ class Housekeeping:
             how = "done"
         else:
             how = "stopped and saved; the same command goes on"
-        of = max(step, last)  # beyond it, once a run was extended
+        of = max(step, last)  # an extended run may be beyond the recipe's last step
         self.ranks.say(f"{how}: step {step} of {of}\n{self._folder.describe(self.state.standing.say())}")
 
     def done(self, step: int) -> bool:
@@ -169,19 +173,19 @@ class Housekeeping:
     # After each step.
 
     def after(self, step: int) -> int:
-        """Does what is due after a step. Returns the step to go on from, an earlier one after a rollback."""
+        """Does what is due after a step. Returns the step to go on from, which is an earlier one after a rollback."""
         ranks, saver, state = self.ranks, self._saver, self.state
         state.step = step
         ranks.step_done(step)
         self._tracker.advance(step)
         now = due(step, self.config)
 
-        # Logging comes first: an evaluation may make this step's generator the best, which is then saved.
+        # Log, evaluate and judge first: an evaluation may make this step's generator the best, which is then saved.
         troubles = self._log(evaluate=now.evaluate) if now.log else []
         if now.sample:
             self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS))
 
-        # What one rank alone knows, all act on at the same step.
+        # What one rank knows by itself (a signal, a failed save) becomes a decision of all ranks at the same step.
         wanted = ranks.rank == 0 and saver.wanted(at_log_point=now.log)
         agreed = ranks.requests.agreed(save=wanted, failed=saver.failed())
         self._stopped = agreed.stop
@@ -189,13 +193,13 @@ class Housekeeping:
             ranks.on_rank_zero(saver.settle)
         saving = now.save or agreed.save or step == state.standing.best_step or self.done(step)
 
-        # Between log points nobody looked for NaN and inf yet, which no checkpoint may hold.
+        # No checkpoint may hold NaN or inf. At log points the guard has looked already.
         if saving and not now.log and (bad := ranks.on_rank_zero(state.first_not_finite)) is not None:
             troubles = [state.guard.not_finite(step, bad)]
         if troubles and (back_from := self._act_on(troubles)) is not None:
             return self._roll_back(back_from)
 
-        # The guard may just have ended the run, so done() is asked again: a step that ends it is always saved.
+        # _act_on may have ended the run, so done() is asked again: a step that ends the run is always saved.
         if self._stopped:
             ranks.say(f"stop signal: saving step {step}")
         if saving or self.done(step):
@@ -203,7 +207,7 @@ class Housekeeping:
         return step
 
     def _log(self, *, evaluate: bool) -> list[Trouble]:
-        """Records a line of metrics, and has the guard judge it."""
+        """Records a line of metrics and returns the troubles that the guard finds in it."""
         state, step = self.state, self.state.step
         rates = {f"lr/{name}": rate for name, rate in self.rates.now.items()}
         numbers = {**state.meter.means(), **rates}
@@ -225,7 +229,7 @@ class Housekeeping:
         assert self._evaluation is not None
         started, average = time.monotonic(), self.state.average
         generator = copy.deepcopy(average)
-        if self.ranks.world > 1:  # without synchronised batch norm each rank has statistics of its own
+        if self.ranks.world > 1:  # without synchronised batch norm, each rank has its own statistics
             generator.load_state_dict(self.ranks.on_rank_zero(lambda: _on_cpu(average.state_dict())))
         measured = self._evaluation.measure(generator)
         report = measured.report(str(self._folder.path), self.state.step, self._evaluation.floor)
@@ -234,7 +238,7 @@ class Housekeeping:
         return measured
 
     def _grid(self) -> torch.Tensor:
-        """Samples of fixed latents; of a generator that takes labels, a row of each class, or of the first _ROWS."""
+        """Draws the sample grid from fixed latents; with labels, one row for each of the first `_ROWS` classes."""
         average, seed = self.state.average, self.config.run.seed
         if classes := [i for i, images in enumerate(average.class_counts) if images > 0]:
             return average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
@@ -244,7 +248,7 @@ class Housekeeping:
         described, step = self.state.described(), self.state.step
         self.ranks.on_rank_zero(lambda: self._saver.begin(described))
         if self.done(step):
-            self.ranks.on_rank_zero(self._saver.finish)  # what cannot be saved now is lost, and that is an error
+            self.ranks.on_rank_zero(self._saver.finish)  # at the end of a run, a failed save is an error
             if self._stopped and self._trouble is None and step < self.config.last_step:
                 self._mark_preempted()
 
@@ -252,10 +256,10 @@ class Housekeeping:
     # When training goes wrong.
 
     def _act_on(self, troubles: list[Trouble]) -> Trouble | None:
-        """Says what is wrong, and returns what to roll back from, if that is to be done.
+        """Warns of the troubles and decides what to do. Returns the trouble to roll back from, or None to go on.
 
         Raises:
-            NotFiniteError: nothing is left to go on with or to save.
+            NotFiniteError: a number is NaN or inf, and the run cannot roll back.
         """
         step, said = self.state.step, "; ".join(trouble.what for trouble in troubles)
         self.ranks.on_rank_zero(lambda: self._tracker.alert(step, said))
@@ -273,12 +277,12 @@ class Housekeeping:
         return None
 
     def _way_back(self, trouble: Trouble) -> rollback.WayBack:
-        """On rank zero."""
+        """Finds on rank zero which checkpoint the run could go back to."""
         self._saver.leave()
         return rollback.way_back(self._folder, trouble.since, every=self.config.checkpoint.every)
 
     def _roll_back(self, trouble: Trouble) -> int:
-        """Goes back to the last good checkpoint, with other draws and a lower rate, and returns its step."""
+        """Goes back to the last good checkpoint, with different draws and a lower rate, and returns its step."""
         at, every, rates = self.state.step, self.config.checkpoint.every, self.rates.base
         self._on_rank_zero_writing(
             lambda: rollback.go_back(self._folder, trouble, at=at, rates=rates, every=every),
@@ -295,7 +299,7 @@ class Housekeeping:
     # What rank zero does alone.
 
     def _on_rank_zero_writing(self, action: Callable[[], T]) -> T:
-        """Collective: runs an action that writes in the run's folder; one that cannot be written ends the run."""
+        """Collective: runs an action on rank zero that writes into the run's folder; if it fails, the run ends."""
 
         def guarded() -> T:
             with self._folder.writing():
@@ -304,7 +308,7 @@ class Housekeeping:
         return self.ranks.on_rank_zero(guarded)
 
     def _record(self, what: str, action: Callable[[], object]) -> None:
-        """Collective: records something on rank zero; a full disk stops the run only if the user wants that."""
+        """Collective: records something on rank zero; a full disk ends the run only with `checkpoint.on_error=stop`."""
         self.ranks.on_rank_zero(lambda: self._saver.record(what, action))
 
     def _mark_preempted(self) -> None:
@@ -327,39 +331,39 @@ class Housekeeping:
 
     @property
     def _on_watch(self) -> Watch:
-        """On rank zero."""
+        """Returns the watch, which only rank zero has."""
         assert self._watch is not None
         return self._watch
 
     def _new_guard(self) -> Guard:
-        """Returns a guard that judges from here on."""
+        """Returns a guard that judges from the current step on."""
         return Guard(self.config.guard, probability=self._probability, start=self.state.step)
 
     def _is_behind_a_rollback(self, saved: Mapping[str, Any], happened: int) -> bool:
-        """Tells whether a checkpoint is of an earlier attempt than the last one that was begun."""
+        """Tells whether a checkpoint is older than the last rollback, so that the run was just rolled back to it."""
         attempt = saved.get("attempt", 0)
         if attempt > happened:
             raise UserError(
-                f"{self._folder.rollbacks} tells of {happened} rollbacks, but its newest checkpoint comes after "
+                f"{self._folder.rollbacks} lists {happened} rollbacks, but the newest checkpoint was made after "
                 f"{attempt}: bring back a copy of the file."
             )
         return attempt < happened
 
 
 def refuse_other_images(state: Mapping[str, Any], images: Images, config: Config) -> None:
-    """Raises UserError, with what differs, where the checkpoint of this state was trained on other images."""
+    """Raises UserError, saying what differs, if a checkpoint with this state was trained on other images."""
     if state["images"] != images.fingerprint:
         raise UserError(
-            f"{Path(config.run.dir)} was trained on other images than {config.data.source} is now: "
-            f"{_difference(state.get('data'), images)}; to go on bring back what it was trained on, for a new run "
+            f"{Path(config.run.dir)} was trained on other images than {config.data.source} has now: "
+            f"{_difference(state.get('data'), images)}. To continue the run, bring back its images; for a new run, "
             "choose another run.dir."
         )
 
 
 def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
-    """Says how the images that a checkpoint tells of differ from others, as far as numbers and names show it."""
-    if saved is None:  # by a version that kept neither
-        return "which, its version of distgan did not note"
+    """Says how a checkpoint's images differ from today's, as far as their number and class names show it."""
+    if saved is None:  # an early version recorded neither
+        return "its version of distgan did not record which"
     said = []
     count, old, new = saved["count"], saved["classes"] or [], list(images.classes or [])
     if count != len(images.pixels):
@@ -371,7 +375,7 @@ def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
         named = "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
         said.append(f"there were {len(old)} classes, now there are {len(new)} ({named})")
     shown = "; ".join(said[:_DIFFERENCES]) + ("; …" if len(said) > _DIFFERENCES else "")
-    return shown or "as many, of the same classes, but other pictures, or in another order or class"
+    return shown or "their number and classes are the same, but pictures, their order or their classes differ"
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

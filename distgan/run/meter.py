@@ -10,7 +10,7 @@ from distgan.parallel.ranks import Ranks
 
 
 class Meter:
-    """Sums of scalars since the last log point. They stay on the device until then."""
+    """Sums scalars since the last log point. They stay on the device until then."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks) -> None:
         self._names, self._ranks = names, ranks
@@ -18,16 +18,16 @@ class Meter:
         self._counts = [0.0] * len(names)
 
     def add(self, scalars: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Adds this rank's means, or with a weight those of a part of its share, without waiting for them."""
+        """Adds this rank's means without waiting for the device; `weight` is the part's weight in the rank's share."""
         for name, value in scalars.items():
             i = self._names.index(name)
             self._sums[i] += value * weight
             self._counts[i] += weight
 
     def means(self) -> dict[str, float]:
-        """Collective, and waits for the device: the means over steps and ranks; then starts again at zero.
+        """Collective: returns the means over steps and ranks, and starts again at zero. Waits for the device.
 
-        Summed in the order of the ranks, so that the result does not depend on who reduces.
+        Ranks are summed in their order, so that the result does not depend on which rank reduces.
         """
         rows = self._ranks.gather(self._sums.tolist())
         means = {
@@ -38,11 +38,11 @@ class Meter:
         return means
 
     def state(self) -> dict[str, Any]:
-        """Collective, and waits for the device: what a checkpoint between two log points must keep."""
+        """Collective: returns the sums, which a checkpoint between two log points must keep. Waits for the device."""
         return {"sums": self._ranks.gather(self._sums.tolist()), "counts": list(self._counts)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state; on another number of ranks the sums continue as equal parts of their total."""
+        """Restores a saved state. If the number of ranks has changed, each gets an equal part of the total."""
         rows, counts = state["sums"], state["counts"]
         if len(rows) == self._ranks.world:
             row = rows[self._ranks.rank]

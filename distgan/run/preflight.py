@@ -1,4 +1,4 @@
-"""Whatever can be wrong with a run, found before a GPU or process group is touched; writes nothing but caches."""
+"""Checks a run and prepares its parts before a GPU or process group is touched. Writes nothing except caches."""
 
 import sys
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from distgan.storage import bundle, checkpoint
 
 @dataclass(frozen=True)
 class Materials:
-    """What a run is made of."""
+    """The parts of a run, checked and ready."""
 
     objective: Objective
     folder: RunFolder
@@ -38,14 +38,14 @@ class Materials:
 
 
 def prepare(config: Config) -> Materials:
-    """Finds whatever can be wrong, and what the run is made of.
+    """Finds the user's mistakes, and returns the parts of the run.
 
     Raises:
         UserError: a mistake of the user's.
     """
     rank, world = launch.launched_ranks()
 
-    # What the recipe alone shows.
+    # The recipe by itself.
     objective = Objective(config)
     d_norm = models.d_norm(config.model)
     rules.check_objective(config, needs_lipschitz=objective.loss.needs_lipschitz, d_norm=d_norm)
@@ -74,17 +74,17 @@ def prepare(config: Config) -> Materials:
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         checkpoint.load(_newest_of(config.train.init_from), {**networks, "average": average.generator})
 
-    # What judges the run.
+    # The evaluation, and the images that nobody trains on.
     evaluation = _evaluation(config, folder, spec, rank=rank)
     unseen = unseen_images(config.data, images.scale, classes=len(spec.class_counts)) if rank == 0 else None
     return Materials(objective, folder, images, spec, generator, discriminator, average, evaluation, unseen)
 
 
 def _spec(config: Config, images: data.Images) -> ImageSpec:
-    """Returns what the networks must know of the images.
+    """Returns what the networks must know about the images.
 
     Raises:
-        UserError: the networks are to take labels, which the images lack.
+        UserError: `model.conditional` is true, but images have no labels.
     """
     size, channels = config.data.image_size, images.channels
     if not config.model.conditional:
@@ -103,24 +103,24 @@ def _spec(config: Config, images: data.Images) -> ImageSpec:
 def _evaluation(config: Config, folder: RunFolder, spec: ImageSpec, *, rank: int) -> Evaluation | None:
     if config.eval.every is None:
         return None
-    own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # else it may be of other images
+    own = folder.extractor if checkpoint.any_in(folder.checkpoints) else None  # otherwise it may belong to other images
     try:
         return Evaluation(config.eval, config.data, spec, rank=rank, own_weights=own)
     except UserError as error:
-        raise UserError(f"{error} A run need not measure itself (eval.every=null).") from error
+        raise UserError(f"{error} Or switch evaluations off: eval.every=null.") from error
 
 
 def _refuse_to_resume_on_others(config: Config, folder: RunFolder, images: data.Images) -> None:
-    """Raises UserError where the newest checkpoint was trained on other images; one that is damaged has no say."""
+    """Raises UserError if the newest whole checkpoint was trained on other images."""
     if checkpoint.last_images(folder.checkpoints) in (None, images.fingerprint):
         return
-    begun = checkpoint.newest(folder.checkpoints, set_aside=False)  # what was read may be damage
+    begun = checkpoint.newest(folder.checkpoints, set_aside=False)  # read again: the newest one may be damaged
     if begun is not None:
         refuse_other_images(bundle.read_state(begun), images, config)
 
 
 def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
-    """Raises UserError where the run would be trained on, or compared with, what it writes itself."""
+    """Raises UserError if the run would train on, or be compared with, pictures that it writes itself."""
     read = [config.data.path] if config.data.source == "folder" else []
     read += [config.eval.reference] if config.eval.reference not in ("train", "test") else []
     places = {"run.dir": config.run.dir, **({"data.cache": config.data.cache} if config.data.cache else {})}
@@ -130,20 +130,22 @@ def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
             own = (folder.samples.resolve(), (folder.path / "wandb").resolve())
             if any(place in (Path(pictures).resolve(), *Path(pictures).resolve().parents) for place in own):
                 raise UserError(
-                    f"the pictures are to be read from {pictures}, where the run in {folder.path} keeps its own "
+                    f"the pictures would be read from {pictures}, where the run in {folder.path} keeps its own "
                     "samples: choose another run.dir."
                 )
 
 
 def _newest_of(path: str) -> Path:
-    """Finds the newest checkpoint of a run's folder, or the one that the path itself is."""
+    """Returns the newest checkpoint of a run's folder, or the path itself if it is a checkpoint."""
     if Path(path).is_file():
         raise UserError(
-            f"train.init_from is {path}, a file: give the folder of a run or of a checkpoint; pickles are never loaded."
+            f"train.init_from is {path}, a file: give the folder of a run or of a checkpoint. Pickles are never loaded."
         )
     found = checkpoint.newest(Path(path) / "checkpoints", set_aside=False)
     if found is None and bundle.is_whole(Path(path)):
         found = Path(path)
     if found is None:
-        raise UserError(f"train.init_from is {path}, but there is no whole checkpoint in it.")
+        raise UserError(
+            f"train.init_from is {path}, but there is no whole checkpoint in it: give the folder of a run that has one."
+        )
     return found

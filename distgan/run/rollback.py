@@ -1,4 +1,4 @@
-"""Going back to a run's last good checkpoint: when, what is put aside, and what is written down, in rollbacks.jsonl."""
+"""Takes a run back to its last good checkpoint: when, what is moved aside, and what rollbacks.jsonl records."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ from distgan.run.folder import RunFolder
 from distgan.run.guard import Trouble
 from distgan.storage import bundle, checkpoint
 
-_LOWERED = 0.5  # what becomes of the winning network's learning rate
+_LOWERED = 0.5  # factor of the winning network's learning rate at a rollback
 
 
 def happened(folder: RunFolder) -> list[dict[str, Any]]:
-    """Returns the rollbacks of a run, in order. Their number is the run's attempt; the last one has its learning rates.
+    """Returns the recorded rollbacks of a run, in order. The last one has the run's current base learning rates.
 
     Raises:
         UserError: the record is damaged.
@@ -31,26 +31,26 @@ def happened(folder: RunFolder) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class WayBack:
-    """What a run could go back to."""
+    """How a run could go back."""
 
     checkpoint: Literal["older", "later", "none"]
-    """The whole checkpoint to go back to: one older than the trouble, or only one from after it began, or none."""
+    """Whether there is a whole checkpoint from before the trouble, or only one from after it began, or none."""
     rollbacks: int
-    """How often the run was rolled back so far."""
+    """The number of rollbacks so far."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is done about a trouble."""
+    """The decision about a trouble."""
 
     action: Literal["go on", "roll back", "save and stop", "fail"]
-    """`fail`: ends without saving this step, whose weights are NaN or inf."""
+    """`fail` ends the run without saving this step, whose weights are NaN or inf."""
     advice: str
-    """What the user can do, in a sentence, where the run ends."""
+    """A sentence on what the user can do; empty if the run goes on."""
 
 
 def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
-    """Looks for the way back to before a step."""
+    """Finds how a run could go back to before the step `since`."""
     good = _last_good(folder, since, every=every)
     times = len(happened(folder))
     if good is None:
@@ -59,19 +59,21 @@ def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
 
 
 def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool, ended: bool) -> Verdict:
-    """Decides what is done about a trouble.
+    """Decides what to do about a trouble. Pure: no file is touched.
 
     Args:
-        guard: what the user wants.
-        way: the way back.
-        not_finite: whether it is NaN or inf; else a collapse, which can be saved.
-        ended: whether this is the run's last step, after which the saved run is complete.
+        guard: the recipe's guard group.
+        way: how the run could go back.
+        not_finite: whether the trouble is NaN or inf. Otherwise it is a collapse, whose state can be saved.
+        ended: whether this is the run's last step.
     """
+    # What the user asked for, if it can be done.
     allowed = way.rollbacks < guard.rollbacks
     if guard.on_trouble == "rollback" and allowed and way.checkpoint != "none":
         return Verdict("roll back", "")
     if guard.on_trouble == "warn" and not not_finite:
         return Verdict("go on", "")
+    # The run ends here; what remains is the advice.
     action: Literal["fail", "save and stop"] = "fail" if not_finite else "save and stop"
     if ended and action == "save and stop":
         return Verdict(
@@ -82,8 +84,8 @@ def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool, ended: bool) -
     if way.checkpoint != "older":
         return Verdict(
             action,
-            "No whole checkpoint is older than the trouble: start a new run with a lower optim.lr, or with a smaller "
-            "checkpoint.every, which saves more often.",
+            "There is no whole checkpoint from before the trouble: start a new run with a lower optim.lr, or with a "
+            "smaller checkpoint.every, which saves more often.",
         )
     if allowed:
         return Verdict(action, "--guard.on_trouble=rollback goes on from the last good checkpoint.")
@@ -96,15 +98,16 @@ def decide(guard: GuardConfig, way: WayBack, *, not_finite: bool, ended: bool) -
 
 
 def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str, float], every: int) -> None:
-    """Puts aside what came after the last good checkpoint, and writes the rollback down. For rank zero alone.
+    """Moves aside what came after the last good checkpoint, and records the rollback. Rank zero only.
 
-    A kill between the two leaves a run that walks into the same hole again and comes here again.
+    If the process is killed between the two, the run resumes from that checkpoint, meets the same trouble again, and
+    comes here again.
 
     Args:
-        folder: of a run that can go back.
-        trouble: why.
-        at: step at which it was noticed.
-        rates: the learning rate of each network, from which its schedule starts.
+        folder: the folder of a run that can go back.
+        trouble: the reason.
+        at: the step at which the trouble was noticed.
+        rates: the base learning rate of each network.
         every: `checkpoint.every`.
     """
     good, attempt = _last_good(folder, trouble.since, every=every), len(happened(folder)) + 1
@@ -117,11 +120,11 @@ def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str,
     lowered = {name: rate * (_LOWERED if name in trouble.winners else 1) for name, rate in rates.items()}
     written = {"attempt": attempt, "trouble": trouble.what, "at": at, "back_to": step, "lr": lowered}
     lines = "".join(json.dumps(one) + "\n" for one in [*happened(folder), written])
-    files.replace(folder.rollbacks, lines.encode(), durable=True)  # as the folders are that were renamed
+    files.replace(folder.rollbacks, lines.encode(), durable=True)  # as durable as the renamed folders
 
 
 def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
-    """Returns the checkpoints that a rollback to before one of these steps needs: it, and the best as of it."""
+    """Returns the steps of checkpoints to keep for a rollback to any of `starts`: each, and the best one as of then."""
     found = (newest_regular(folder, start, every=every) for start in starts)
     good = {step for step in found if step is not None}
     states = [bundle.read_state(checkpoint.folder_of(folder.checkpoints, step)) for step in good]
@@ -130,17 +133,17 @@ def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
 
 
 def newest_regular(folder: RunFolder, until: int, *, every: int) -> int | None:
-    """Returns the newest checkpoint up to a step that is a multiple of `every`, or else the newest of any kind."""
+    """Returns the newest regular checkpoint (a multiple of `every`) at or before `until`; if none, any newest one."""
     steps = [step for step in checkpoint.steps(folder.checkpoints) if step <= until]
     return max([step for step in steps if step % every == 0] or steps, default=None)
 
 
 def _last_good(folder: RunFolder, since: int, *, every: int) -> Path | None:
-    """Returns the checkpoint to go back to; the oldest, if the trouble is older than what is kept."""
+    """Returns the checkpoint to go back to; if the trouble is older than all of them, the oldest one."""
     root = folder.checkpoints
     step = newest_regular(folder, since, every=every)
     until = checkpoint.steps(root)[0] if step is None and checkpoint.steps(root) else step
     try:
         return checkpoint.newest(root, set_aside=False, until=until) if until is not None else None
-    except ValueError:  # damaged, all of them
+    except ValueError:  # all of them are damaged
         return None

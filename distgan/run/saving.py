@@ -1,4 +1,4 @@
-"""Saving a run beside its training: checkpoints, exported generators, and what else is written."""
+"""Saves a run in the background while training goes on: checkpoints and exported generators."""
 
 import sys
 import time
@@ -21,7 +21,7 @@ from distgan.storage.exported import save_generator
 
 
 class Background:
-    """Runs one piece of work at a time beside the training, and tells at `finish` what it met."""
+    """Runs one task at a time in a thread; `finish` raises the task's error."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -29,12 +29,12 @@ class Background:
         self._reported = False
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begins a piece of work; the one before must be finished."""
+        """Starts a task; the one before must be finished."""
         assert self._running is None
         self._running, self._reported = self._pool.submit(work), False
 
     def failed(self) -> bool:
-        """Tells, once, whether the work has ended with an error, which `finish` will raise."""
+        """Tells whether the task has failed; True only once, and `finish` will raise the error."""
         running = self._running
         if running is None or self._reported or not running.done() or running.exception() is None:
             return False
@@ -42,14 +42,14 @@ class Background:
         return True
 
     def finish(self) -> None:
-        """Waits for the work, if there is any, and raises the error that it met."""
+        """Waits for the task, if there is one, and raises its error."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
 
 
 class Saver:
-    """Saves a run: on rank zero, one checkpoint at a time, in the background while training goes on."""
+    """Saves a run on rank zero: one checkpoint at a time, in the background while training goes on."""
 
     def __init__(
         self, config: Config, folder: RunFolder, state: TrainingState, spec: ImageSpec, tracker: Tracker
@@ -58,12 +58,12 @@ class Saver:
         self._tracker = tracker
         self._writing = Background()
         self._saved_at = time.monotonic()
-        self._unsaved = False  # the last save failed, and is to be tried again
-        self._asked = False  # the others were asked for a save out of turn, which they hear of a step later
+        self._unsaved = False  # whether the last save failed, so that it must be tried again
+        self._asked = False  # whether an extra save was requested; the other ranks learn of it one step later
         self._best_weights: tuple[int, Mapping[str, Tensor]] = (0, {})
 
     def wanted(self, *, at_log_point: bool) -> bool:
-        """Tells whether minutes have passed, or a save that failed is to be tried again."""
+        """Tells whether to request an extra save: `checkpoint.every_minutes` have passed, or the last save failed."""
         if self._asked:
             return False
         minutes = self._config.checkpoint.every_minutes
@@ -72,19 +72,21 @@ class Saver:
         return self._asked
 
     def forget_request(self) -> None:
-        """Takes back what the others were asked for, after a rollback."""
+        """Forgets the requested extra save, after a rollback."""
         self._asked = False
 
     def failed(self) -> bool:
-        """Tells, once, whether a save has failed in the background."""
+        """Tells whether a save has failed in the background; True only once."""
         return self._writing.failed()
 
     def begin(self, described: dict[str, Any]) -> None:
-        """Copies what is to be saved, and has it written; waits for the save before this one."""
+        """Copies the state to host memory and starts writing it; waits first for the save before this one."""
         self.settle()
+
+        # Copied now, because training goes on while the thread writes.
         files, step, so_far = self._state.snapshot(), self._state.step, self._state.standing
         best, measured = so_far.best, so_far.at(step)
-        # The best weights are kept until they are on the disk, which may be full for a while.
+        # The best weights stay in memory until they are on the disk, which may be full for a while.
         if best is not None and best.step == step:
             self._best_weights = (step, files["average"])
         at_hand, weights = self._best_weights
@@ -92,6 +94,7 @@ class Saver:
         starts = {*self._state.guard.starts, step}
         keep, model = self._config.checkpoint, self._config.model
 
+        # Metrics first: a checkpoint must not claim lines that are not on the disk. Old checkpoints go only after.
         def write() -> None:
             with self._folder.writing(f"step {step} could not be saved"):
                 self._tracker.sync()
@@ -109,7 +112,7 @@ class Saver:
         self._saved_at, self._unsaved, self._asked = time.monotonic(), False, False
 
     def finish(self) -> None:
-        """Waits until the checkpoint is written; what cannot be saved at the end of a run is an error.
+        """Waits until the checkpoint is written. At the end of a run, a failed save is an error.
 
         Raises:
             NotSavedError: the disk is full or fails.
@@ -117,14 +120,14 @@ class Saver:
         self._writing.finish()
 
     def leave(self) -> None:
-        """Waits, before leaving or going back, until the checkpoint is written, or says why it could not be."""
+        """Waits until the checkpoint is written, before the run leaves or goes back; a failure is only a warning."""
         try:
             self._writing.finish()
         except (StoppedError, UserError) as error:
             print(f"distgan: warning: {error}", file=sys.stderr, flush=True)
 
     def settle(self) -> None:
-        """Waits for the checkpoint that is being written; if that failed, stops or has it tried again.
+        """Waits for the checkpoint that is being written. If it failed, marks it to be tried again.
 
         Raises:
             NotSavedError: it failed, and `checkpoint.on_error` is stop.
@@ -136,7 +139,7 @@ class Saver:
             self._accept(error)
 
     def record(self, what: str, action: Callable[[], object]) -> None:
-        """Writes something beside the checkpoints; a full disk stops the run only if `checkpoint.on_error` is stop.
+        """Writes something other than a checkpoint; a full disk ends the run only if `checkpoint.on_error` is stop.
 
         Raises:
             NotSavedError: it failed, and `checkpoint.on_error` is stop.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, no more and no less."""
+"""Defines what a checkpoint holds: the fields of `TrainingState`, no more and no less."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,28 +17,28 @@ from distgan.storage.checkpoint import HoldsTensors, Slots
 
 
 class Scaler:
-    """fp16's loss scaler as a checkpoint keeps it; nothing in other precisions."""
+    """fp16's loss scaler as a part of a checkpoint; empty in other precisions."""
 
     def __init__(self, scaler: torch.amp.GradScaler | None) -> None:
         self._scaler = scaler
 
     def state(self) -> dict[str, Any] | None:
-        """Returns its scale and when it last grew; None if there is no scaler."""
+        """Returns the scale and when it last grew; None if there is no scaler."""
         return self._scaler.state_dict() if self._scaler is not None else None
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes it up again."""
+        """Restores a saved state, if there is a scaler."""
         if self._scaler is not None:
             self._scaler.load_state_dict(state)
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Each field is one part of a checkpoint, under the field's name; a new saved quantity is one more field.
+    """Everything that a checkpoint holds. Each field is one part of it, under the field's name.
 
-    A field with `state_dict` and `load_state_dict` is a file of tensors. One with `state` and `load_state` is an entry
-    of state.json, and so is a plain value of JSON. An entry that a checkpoint lacks, because an older version of
-    distgan wrote it, stays as it is.
+    To save one more thing, add a field. A field with `state_dict` and `load_state_dict` (a network, an optimiser's
+    `Slots`) becomes a file of tensors. A field with `state` and `load_state`, or a plain JSON value, becomes an entry
+    of state.json. If a checkpoint of an older version lacks an entry, the field keeps its value.
     """
 
     generator: Generator
@@ -53,26 +53,26 @@ class TrainingState:
     images: str
     """Fingerprint of the training images."""
     data: dict[str, Any]
-    """Their number and classes, to say what differs from other images."""
+    """Number and classes of the training images, to say how others differ."""
     wandb_id: str | None = None
     attempt: int = 0
-    """How often the run was rolled back."""
+    """The number of rollbacks so far."""
     step: int = 0
-    """Steps that are done."""
+    """The number of steps done."""
 
     def snapshot(self) -> Files:
         """Copies all tensors to host memory."""
         return checkpoint.snapshot(self._files())
 
     def described(self) -> dict[str, Any]:
-        """Collective: returns all that is not a tensor."""
+        """Collective: returns the entries of state.json."""
         return {name: part.state() if hasattr(part, "state") else part for name, part in self._entries().items()}
 
     def load(self, folder: Path) -> None:
-        """Takes all of it from a verified checkpoint.
+        """Restores every field from a verified checkpoint.
 
         Raises:
-            UserError: its tensors are not those of these networks.
+            UserError: the tensors do not fit these networks.
         """
         saved = checkpoint.load(folder, self._files())
         for name, part in self._entries().items():
@@ -82,9 +82,9 @@ class TrainingState:
                 setattr(self, name, saved[name])
 
     def first_not_finite(self) -> str | None:
-        """Says what a checkpoint would hold that is NaN or inf, if anything; waits for the device.
+        """Names the first tensor that holds NaN or inf; None if all are finite. Waits for the device.
 
-        A bad gradient shows in the weights, or in Adam's moments.
+        A bad gradient shows in the weights or in Adam's moments.
         """
         tensors = {
             f"{name} in the {file.replace('_', ' ')}": tensor

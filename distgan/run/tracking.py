@@ -1,6 +1,6 @@
-"""What a run tells: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. Rank zero's work, gated inside.
+"""Records a run: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. The rank gate is inside.
 
-metrics.jsonl is the durable record, one JSON object per line and each step once; wandb gets the same names.
+metrics.jsonl is the durable record: one JSON object per line, each step once. wandb gets the same names.
 """
 
 import json
@@ -28,14 +28,14 @@ from distgan.recipe import Config, TrackConfig, as_dict
 from distgan.run.folder import cut_metrics
 from distgan.storage.places import Places
 
-_WANDB_PATIENCE = 60.0  # seconds that the end of a run waits for wandb's server
+_WANDB_PATIENCE = 60.0  # seconds that a run waits for wandb's server at its end
 
 
 def check(track: TrackConfig) -> None:
-    """Checks what the environment asks of wandb, where it is to record.
+    """Checks wandb's environment variables, if the run will use wandb.
 
     Raises:
-        UserError: wandb would refuse it; naming the variable.
+        UserError: wandb would refuse one of them; the message names it.
     """
     if track.to != "wandb" or wandb_mode() == "disabled":
         return
@@ -52,62 +52,64 @@ def check(track: TrackConfig) -> None:
 
 
 class Tracker:
-    """Records a run. Made on every rank; `start`, `log` and `samples` are for rank zero, by way of `on_rank_zero`."""
+    """Records a run. It exists on every rank; `start`, `log` and `samples` are called on rank zero only."""
 
     def __init__(self, accelerator: Accelerator, folder: Places, config: Config) -> None:
         self._accelerator, self._folder, self._config = accelerator, folder, config
         self._to_wandb = config.track.to == "wandb" and wandb_mode() != "disabled"
         self._metrics: IO[bytes] | None = None
         self._unwritten = b""
-        self._lock = threading.Lock()  # a checkpoint's thread writes what is not written yet, too
+        self._lock = threading.Lock()  # the thread that writes checkpoints also writes pending lines
         self._progress: Progress | None = None
         self._lost = 0
-        self._timed_from = (time.monotonic(), 0)  # a time and a step that the throughput counts from
+        self._timed_from = (time.monotonic(), 0)  # the time and the step from which the throughput counts
 
     def start(self, step: int, wandb_id: str | None, *, lost: int = 0, abandoned: bool = False) -> str | None:
         """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps.
 
         Args:
-            step: whose metrics are the last that stay.
-            wandb_id: of a run that goes on.
-            lost: steps that rollbacks took back. wandb's own step counts them, since it never goes back.
-            abandoned: whether the metrics after that step were given up by a rollback, and are to be kept elsewhere.
+            step: the last step whose metrics stay in metrics.jsonl.
+            wandb_id: the id of a run that is resumed; None for a new one.
+            lost: the number of steps that rollbacks took back. wandb's step counter cannot go back, so it adds them.
+            abandoned: whether a rollback gave up the metrics after that step, so that they are kept in another file.
         """
         self._lost = lost
         if self._config.track.to == "wandb" and not self._to_wandb:
             print(
-                "wandb: switched off by WANDB_DISABLED or WANDB_MODE; metrics.jsonl and samples/ have it all",
+                "wandb: switched off by WANDB_DISABLED or WANDB_MODE; metrics.jsonl and samples/ have everything",
                 flush=True,
             )
         if self._to_wandb:
-            # A sweep's agent, or whoever else has named the run, waits for it under that name.
+            # WANDB_RUN_ID comes first: a sweep's agent waits for the run under that id.
             wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             self._start_wandb(wandb_id)
         cut_metrics(self._folder.metrics, step, abandoned=abandoned)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
-        if getattr(sys.stdout, "isatty", bool)() and not under_mpirun():  # whose terminal is only its own way to a log
+        if (
+            getattr(sys.stdout, "isatty", bool)() and not under_mpirun()
+        ):  # mpirun gives its processes a terminal even where the output goes to a log
             self._progress = _progress(self._config.last_step, step)
         self._timed_from = (time.monotonic(), step)
         return wandb_id
 
     def alert(self, step: int, what: str) -> None:
-        """Warns of something that the user will want to look at, in wandb too."""
+        """Warns the user on standard error and in wandb."""
         print(f"distgan: warning: at step {step} {what}.", file=sys.stderr, flush=True)
         if self._to_wandb:
             run = self._accelerator.get_tracker("wandb", unwrap=True)
             self._wandb(lambda: run.alert(title=f"{self._folder.path.name}: trouble", text=f"at step {step} {what}"))
 
     def not_training(self, seconds: float) -> None:
-        """Leaves out of the throughput what else was done in its time."""
+        """Leaves this many seconds of other work out of the throughput."""
         then, since = self._timed_from
         self._timed_from = (then + seconds, since)
 
     def log(self, step: int, metrics: dict[str, float], described: dict[str, Any] | None = None) -> None:
-        """Writes one line of metrics, adding images_seen and throughput, and what describes them.
+        """Writes one line of metrics, with images_seen, throughput and the entries of `described` (the protocol).
 
         Raises:
-            OSError: the disk is full or fails; the line is kept, and written with the next one.
+            OSError: the disk is full or fails. The line is kept and written with the next one.
         """
         now, (then, since) = time.monotonic(), self._timed_from
         images_per_s = (step - since) * self._config.images_per_step / (now - then)
@@ -144,7 +146,7 @@ class Tracker:
             self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
 
     def sync(self) -> None:
-        """Brings the metrics so far to disk, before a checkpoint says that they are there. Raises OSError."""
+        """Brings all metrics so far to the disk, before a checkpoint relies on them. Raises OSError."""
         if self._metrics is not None:
             self._write(b"")
             os.fsync(self._metrics.fileno())
@@ -161,14 +163,14 @@ class Tracker:
             self._accelerator.trackers.clear()
 
     def _wandb(self, action: Callable[[], object]) -> None:
-        """Tells wandb something. Whatever its service meets, training does not end for it: metrics.jsonl has it all."""
+        """Runs an action of wandb. Its errors never end a run, because metrics.jsonl has everything."""
         try:
             action()
         except Exception as error:  # of many kinds
             print(f"distgan: warning: wandb: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
 
     def _write(self, line: bytes) -> None:
-        """Writes a line after what is not written yet; a full disk takes a part of it."""
+        """Writes pending lines and this one; what a full disk does not take stays pending."""
         assert self._metrics is not None
         with self._lock:
             self._unwritten += line
@@ -176,7 +178,7 @@ class Tracker:
                 self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
     def _start_wandb(self, wandb_id: str) -> None:
-        """Records online where that is wanted and the server answers, else offline."""
+        """Starts wandb online if that is wanted and the server answers, otherwise offline."""
         import wandb
 
         mode = wandb_mode()
@@ -237,9 +239,9 @@ def _progress(total: int, completed: int) -> Progress:
 
 
 def wandb_mode() -> str:
-    """Returns `disabled` if WANDB_DISABLED says so, else the user's WANDB_MODE, else online if there is a key.
+    """Returns wandb's mode: `disabled` by WANDB_DISABLED, else WANDB_MODE, else `online` with a key, else `offline`.
 
-    wandb itself fails without one, unless asked, and does not know WANDB_DISABLED any more, which many scripts set.
+    wandb itself fails without a key, and no longer knows WANDB_DISABLED, which many scripts set.
     """
     import wandb
 

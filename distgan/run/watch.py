@@ -1,4 +1,4 @@
-"""What the guard looks at beside what the loop logs: how far samples lie apart, and whether D learns by heart."""
+"""Measures what the guard needs beyond the loop's numbers: how varied samples are, and whether D memorises images."""
 
 import math
 import sys
@@ -18,26 +18,28 @@ WATCHED = 512  # real images of each kind
 
 @dataclass(frozen=True)
 class Watched:
-    """Real images that the guard looks at."""
+    """Real images for the guard."""
 
     pixels: Tensor
     """uint8 (N, C, H, W)."""
     labels: Tensor | None = None
-    """(N,), where the networks take labels."""
+    """(N,) int64; None if the networks take no labels."""
 
 
 class Watch:
-    """What the guard wants to know at a log point and no loss tells, computed on rank zero."""
+    """Measures at log points what no loss shows. Rank zero only."""
 
     def __init__(
         self, generator: Generator, discriminator: nn.Module, *, real: Watched, unseen: Watched | None, seed: int
     ) -> None:
-        """Measures the real images once.
+        """Measures the spread of the real images once.
 
         Args:
-            generator, discriminator: both networks, as they are trained.
-            real, unseen: training images, and images of the same kind that nobody trains on.
-            seed: of the samples.
+            generator: the generator that is trained.
+            discriminator: the discriminator that is trained.
+            real: training images.
+            unseen: images of the same kind that nobody trains on; None if there are none.
+            seed: seed of the samples.
         """
         self._generator, self._discriminator, self._seed = generator, discriminator, seed
         self._real, self._unseen = real, unseen
@@ -45,26 +47,27 @@ class Watch:
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
-        """Measures the spread of samples in pixels and, given unseen images, how far D takes these for fakes.
+        """Returns `guard/spread` and, if there are unseen images, `guard/memory`.
 
-        `guard/spread`: root mean square distance of pairs of samples over that of pairs of real images. `guard/memory`:
-        (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020, "Training GANs with
-        limited data", eq. 1): 0 where D treats unseen real images as it does its own, 1 where as fakes.
+        `guard/spread` is the root mean square distance between samples, divided by that between real images.
+        `guard/memory` is (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020,
+        "Training GANs with limited data", eq. 1). It is 0 if D treats unseen real images like training images, and 1 if
+        it treats them like fakes.
         """
         samples = self._generator.images(0, seed=self._seed)
         numbers = {}
-        if self._variance > 0:  # it is not of images that are all the same
+        if self._variance > 0:  # it is 0 if all real images are equal
             numbers["guard/spread"] = math.sqrt(_variance([samples.double()]) / self._variance)
         if self._unseen is not None:
             with eval_mode(self._discriminator):
                 fake = float(self._discriminator(samples, self._generator.labels(0, seed=self._seed)).double().mean())
                 train, unseen = (self._logit(images) for images in (self._real, self._unseen))
-            if train - fake > 1:  # else there is nothing to measure by
+            if train - fake > 1:  # otherwise the ratio would be mostly noise
                 numbers["guard/memory"] = (train - unseen) / (train - fake)
         return numbers
 
     def _logit(self, images: Watched) -> float:
-        """Returns the mean of D's logits, over parts no larger than those it is trained on."""
+        """Returns the mean of D's logits, computed in parts to save memory."""
         like, total = next(self._discriminator.parameters()), 0.0
         for part in torch.split(torch.arange(len(images.pixels)), CHUNK):
             y = images.labels[part].to(like.device) if images.labels is not None else None
@@ -78,7 +81,7 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def _variance(parts: Iterable[Tensor]) -> float:
-    """Returns half the mean square distance between images, which come in parts, double (N, C, H, W)."""
+    """Returns half the mean square distance between images, given in parts of double (N, C, H, W)."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for part in parts:
         count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
@@ -86,7 +89,7 @@ def _variance(parts: Iterable[Tensor]) -> float:
 
 
 def unseen_images(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Watched | None:
-    """Returns some real images that nobody trains on, if the source has them, with labels if there are classes."""
+    """Returns real images that nobody trains on, with labels if `classes` > 0; None if the source has none."""
     try:
         other = data.test_split(images)
     except ValueError:
@@ -106,7 +109,7 @@ def unseen_images(images: DataConfig, scale: data.Scale | None, *, classes: int)
 
 
 def watch_over(G: Generator, D: nn.Module, images: data.Images, unseen: Watched | None, config: Config) -> Watch:
-    """Returns what the guard looks by: images from all over the data, not from its first class."""
+    """Returns the watch of a run. Its real images are drawn from all of the data, not only from the first class."""
     some = torch.from_numpy(seeding.generator(0, "guard").permutation(len(images.pixels))[:WATCHED])
     labels = images.labels[some] if config.model.conditional and images.labels is not None else None
     return Watch(G, D, real=Watched(images.pixels[some], labels), unseen=unseen, seed=config.run.seed)

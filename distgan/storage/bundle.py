@@ -77,7 +77,10 @@ def problem(folder: Path) -> str | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: not JSON, not UTF-8
         return "manifest.json cannot be read"
     if version != FORMAT:
-        raise UserError(f"{folder} is of format {version}, and this version of distgan knows {FORMAT}.")
+        raise UserError(
+            f"{folder} has format {version}, but this version of distgan reads {FORMAT}: use the version that wrote "
+            "it, or a newer one."
+        )
     for name, (size, sha256) in files.items():
         try:
             content = (folder / name).read_bytes()

@@ -87,7 +87,7 @@ def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
     for file, named in files.items():
         for name, tensor in named.items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} is no longer finite.")
+                raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} has become NaN or inf.")
     bundle.commit(final, files, {"step": step, **state})
     return final
 
@@ -136,8 +136,8 @@ def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | N
     if damaged:
         problems = "; ".join(f"{folder.name}: {what}" for folder, what in damaged.items())
         raise UserError(
-            f"every checkpoint in {root} is damaged ({problems}): bring back a copy, or move the "
-            "folder away to begin anew."
+            f"every checkpoint in {root} is damaged ({problems}): bring back a copy, or move the folder away to start "
+            "again from step 0."
         )
     return None
 

@@ -139,17 +139,24 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
         if not (folder / name).exists():
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
             hint = f" ({pickles[0]} is a pickle and is never loaded, because it can run code)" if pickles else ""
-            raise UserError(f"{folder} holds no exported generator: {name} is not there{hint}.")
+            raise UserError(
+                f"{folder} holds no exported generator, because it has no {name}{hint}: give the folder of a run or of "
+                "an export."
+            )
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         if config["format"] != bundle.FORMAT:
             raise UserError(
-                f"{folder} is of format {config['format']}, and this version of distgan knows {bundle.FORMAT}."
+                f"{folder} has format {config['format']}, but this version of distgan reads {bundle.FORMAT}: use the "
+                "version that wrote it, or a newer one."
             )
         spec, step = ImageSpec(**config["images"]), config["step"]
         generator = build_generator(ModelConfig(**config["model"]), spec)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / 'config.json'} does not describe a generator of distgan.") from error
+        raise UserError(
+            f"{folder / 'config.json'} does not describe a generator of distgan: give the folder of a run or of an "
+            "export."
+        ) from error
     tensors.load_into(generator, tensors.read(folder / "model.safetensors"), f"the generator in {folder}")
     return folder, generator.eval().requires_grad_(False), step, spec
 
@@ -161,11 +168,11 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         folder = _from_hub(str(path))
     if folder.is_file():
         raise UserError(
-            f"{folder} is a file, not the folder of an exported generator with model.safetensors and config.json; "
-            "pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
+            f"{folder} is a file: give the folder of an exported generator, with model.safetensors and config.json. "
+            "Pickles (.pt, .pth, .bin, .pkl) are never loaded, because they can run code."
         )
     if not folder.is_dir():
-        raise UserError(f"{folder} does not exist.")
+        raise UserError(f"{folder} does not exist: give the folder of a run or of an export, or an id on the hub.")
     if not (folder / "model.safetensors").exists() and (folder / "generator" / "model.safetensors").exists():
         folder = folder / "generator"
     return folder
@@ -184,5 +191,6 @@ def _from_hub(repository: str) -> Path:
         ) from error
     except (OSError, errors.HfHubHTTPError) as error:
         raise UserError(
-            f"{repository} is no folder here, is not in the cache, and the Hugging Face hub cannot be reached."
+            f"{repository} is no folder here, is not in the cache, and the Hugging Face hub cannot be reached: check "
+            "the path, or fetch it on a machine with a network."
         ) from error

@@ -28,25 +28,27 @@ def read(file: Path) -> dict[str, Tensor]:
     """Reads a file of tensors.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a readable safetensors file.
     """
     try:
         return tensors_from_bytes(file.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file.") from error
+        raise UserError(f"{file} is not a readable safetensors file: bring back a copy.") from error
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
-    """Loads tensors into the network whose they are.
+    """Loads tensors into the network that they belong to.
 
     Raises:
-        UserError: they are not; the sentence begins with `what`.
+        UserError: names or shapes do not match; the message begins with `what`.
     """
     expected = network.state_dict()
     wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name].shape]
     wrong += [name for name in tensors if name not in expected]
     if wrong:
-        raise UserError(f"{what} is of another network: {wrong[0]} does not match.")
+        raise UserError(
+            f"{what} belongs to another network ({wrong[0]} does not match): use it with the recipe that made it."
+        )
     network.load_state_dict(tensors)
 
 
@@ -62,19 +64,19 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"the weights {file} cannot be read: {error.strerror}.") from error
+        raise UserError(f"the weights {file} cannot be read ({error.strerror}): check the path.") from error
     sha256 = hashlib.sha256(content).hexdigest()
     named = re.search(r"-([0-9a-f]{8,64})$", file.stem)
     if named is not None and not sha256.startswith(named[1]):
         raise UserError(f"the weights {file} do not match the hash in their name ({sha256[:8]}…): fetch them again.")
     if file.suffix != ".safetensors" and not sha256.startswith(INCEPTION_SHA256):
         raise UserError(
-            f"the weights {file} are not safetensors; pickles are not loaded, because they can run code, except "
-            f"torch-fidelity's InceptionV3 ({INCEPTION_SHA256}…)."
+            f"the weights {file} are not safetensors: convert them. Pickles are never loaded, because they can run "
+            f"code; the one exception is torch-fidelity's InceptionV3 ({INCEPTION_SHA256}…)."
         )
     try:
         if file.suffix == ".safetensors":
             return tensors_from_bytes(content), sha256
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), sha256  # noqa: TID251
     except (SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"the weights {file} are damaged.") from error
+        raise UserError(f"the weights {file} are damaged: fetch them again.") from error
