@@ -56,30 +56,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each sample the training image nearest to it, by the root mean square difference of pixels."""
+    """The training image nearest to each sample, by the root mean square difference of pixels."""
 
     index: Tensor
-    """(N,) of the training images."""
+    """Numbers of the training images, (N,)."""
     distance: Tensor
-    """(N,) in the units of pixels in [-1, 1]."""
+    """Distances of samples to them, (N,), for pixels in [-1, 1]."""
     apart: Tensor
-    """(N,): how far that training image is from the nearest other one."""
+    """Distances of those training images to the nearest other one, (N,)."""
 
     @property
     def ratio(self) -> Tensor:
-        """Distance to the nearest training image over that between neighbouring ones, (N,): well below 1 is a copy."""
+        """Returns `distance` divided by `apart`, (N,): a ratio well below 1 means that the sample is a copy."""
         return self.distance / self.apart.clamp(min=1e-12)
 
 
 def nearest(samples: Tensor, pixels: Tensor) -> Nearest:
-    """Searches all training images. Both are uint8 (N, C, H, W)."""
+    """Finds the training image nearest to each sample. Both are uint8 (N, C, H, W)."""
     distance, index = _two_nearest(samples, pixels)
     among, _ = _two_nearest(pixels[index[:, 0]], pixels)  # the first is the image itself
     return Nearest(index[:, 0], distance[:, 0], among[:, 1])
 
 
 def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances and numbers of the two nearest images, (N, 2) each."""
+    """Returns distances and numbers of the two nearest images, (N, 2) each."""
     x = samples.flatten(1).float() / 127.5
     best, index = torch.full((len(x), 2), torch.inf), torch.zeros(len(x), 2, dtype=torch.int64)
     for first in range(0, len(pixels), 10_000):
@@ -101,7 +101,7 @@ class _Column:
     shown: Tensor | None
     """The nearest training images of the first samples."""
     why_not: str = ""
-    """Why there are none."""
+    """Why there are no training images."""
 
     @property
     def lines(self) -> list[str]:
@@ -115,7 +115,7 @@ class _Column:
             lines += textwrap.wrap(self.why_not, _WIDTH // 8)
         else:
             ratio = float(self.near.ratio.median())
-            lines.append(f"nearest training image: {ratio:.2f} times as far as that is from the next (median)")
+            lines.append(f"distance to the nearest training image: {ratio:.2f} times that between neighbours (median)")
         return lines
 
     @property
@@ -181,7 +181,7 @@ def _draw(column: _Column) -> Image.Image:
 
 
 def _scaled(picture: Image.Image) -> Image.Image:
-    """As wide as a column, pixels left square."""
+    """Resizes a picture to the width of a column, with square pixels."""
     return picture.resize((_WIDTH, round(picture.height * _WIDTH / picture.width)), Image.Resampling.NEAREST)
 
 

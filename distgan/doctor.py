@@ -1,4 +1,4 @@
-"""Tells what this machine and its launcher look like to distgan, and what to change, the weightiest first."""
+"""Describes this machine and its launcher, and says what to change, the most important first."""
 
 import argparse
 import importlib.metadata
@@ -32,15 +32,15 @@ from distgan.recipe import DataConfig, TrackConfig
 from distgan.run import tracking
 
 _PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
-_FLOATS = 3_500_000  # all-reduced: about the gradients of the larger network of a 64-pixel DCGAN of width 64
-_ROOM = 500e6  # bytes: some checkpoints of such a DCGAN, or CIFAR-10 prepared three times
+_FLOATS = 3_500_000  # numbers in the all-reduce: about the gradients of a 64-pixel DCGAN of width 64
+_ROOM = 500e6  # bytes of disk: some checkpoints of such a DCGAN, or CIFAR-10 prepared three times
 
 Weight = Literal["training fails", "warning", "note"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know or to change on some ranks."""
+    """Something that the user should know or change, and on which ranks."""
 
     weight: Weight
     text: str
@@ -48,14 +48,14 @@ class Finding:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Collective: `distgan doctor [--json PATH]`, alone, under a launcher or under srun.
+    """Collective: checks this machine and its launcher: `distgan doctor [--json PATH]`, alone or under a launcher.
 
     Raises:
         UserError: training would fail here.
     """
     parser = argparse.ArgumentParser(
         prog="distgan doctor",
-        description="Tell what this machine and launcher look like to distgan, and what to change.",
+        description="Describe this machine and its launcher, and say what to change.",
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write what was found to a file")
     arguments = paths.expand(parser.parse_args(argv), "json")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         everyone = ranks.gather(here)
         findings = advise(everyone)
         failing = [finding for finding in findings if finding.weight == "training fails"]
-        if ranks.rank == 0:  # before the wire is tried, which may hang
+        if ranks.rank == 0:  # before the network is tried, which may hang
             show(everyone, findings)
         reduced = None
         if ranks.world > 1 and not failing:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def facts_here(rank: int) -> dict[str, Any]:
-    """Collects what this rank sees, in values that JSON knows. Makes the data cache's folder, as training would."""
+    """Collects what this rank sees, as JSON values. Creates the data cache's folder, as training would."""
     refused = _refused(launch.check_launcher) or _refused(launch.check_gpus)
     use_cpu = launch.use_cpu()
     cache = cache_folder(DataConfig())
@@ -138,7 +138,7 @@ def facts_here(rank: int) -> dict[str, Any]:
 
 
 def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
-    """Says what to know and to change, the most important first, given the facts of all ranks in their order."""
+    """Returns what to know and to change, the most important first, from the facts of all ranks in their order."""
     found: dict[tuple[Weight, str], list[int]] = defaultdict(list)
     first = everyone[0]
     for facts in everyone:
@@ -150,20 +150,23 @@ def advise(everyone: list[dict[str, Any]]) -> list[Finding]:
                 text = f"{package} is {version}, but {expected} on rank 0: install the same on every node."
                 found["training fails", text].append(rank)
         if facts["backend"] != first["backend"]:
-            text = f"it would train on {facts['device']}, rank 0 on {first['device']}: GPUs on all nodes, or on none."
+            text = (
+                f"it would train on {facts['device']}, rank 0 on {first['device']}: use GPUs on all nodes or on none."
+            )
             found["training fails", text].append(rank)
         elif facts["device"] != first["device"]:
-            text = f"it has {facts['device']}, rank 0 {first['device']}: the slowest sets everybody's pace."
+            text = f"it has {facts['device']}, rank 0 {first['device']}: the slowest one sets the pace for all."
             found["warning", text].append(rank)
         if facts["threads"] != first["threads"]:
-            text = f"it uses {facts['threads']} CPU threads, rank 0 {first['threads']}: set OMP_NUM_THREADS alike."
+            text = f"it uses {facts['threads']} CPU threads, rank 0 {first['threads']}: set the same OMP_NUM_THREADS."
             found["warning", text].append(rank)
     for its_node in dict.fromkeys(facts["node"] for facts in everyone):
         here = [facts for facts in everyone if facts["node"] == its_node]
         threads, cpus = sum(facts["threads"] for facts in here), len({cpu for facts in here for cpu in facts["cpus"]})
         if threads > cpus:
             text = (
-                f"{len(here)} processes use {threads} threads on {cpus} CPUs: OMP_NUM_THREADS={cpus // len(here) or 1}."
+                f"{len(here)} processes use {threads} threads on {cpus} CPUs: set OMP_NUM_THREADS="
+                f"{cpus // len(here) or 1}."
             )
             found["warning", text] += [facts["rank"] for facts in here]
     weights = get_args(Weight)
@@ -185,67 +188,68 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
         (
             facts["rank"] == 0 and facts["folder_fault"],
             "warning",
-            f"{facts['folder']} cannot be written ({facts['folder_fault']}): a recipe's run.dir is to lie elsewhere.",
+            f"{facts['folder']} cannot be written ({facts['folder_fault']}): choose a run.dir elsewhere.",
         ),
         (
             not facts["cache_fault"] and facts["cache_free"] < _ROOM,
             "warning",
-            f"{facts['cache_free'] / 1e6:.0f} MB are free for the data cache {facts['cache']}: make room.",
+            f"only {facts['cache_free'] / 1e6:.0f} MB are free for the data cache {facts['cache']}: make room.",
         ),
         (
             facts["rank"] == 0 and not facts["folder_fault"] and facts["folder_free"] < _ROOM,
             "warning",
-            f"{facts['folder_free'] / 1e6:.0f} MB are free in {facts['folder']}: make room, or have run.dir elsewhere.",
+            f"only {facts['folder_free'] / 1e6:.0f} MB are free in {facts['folder']}: make room, or choose a run.dir "
+            "elsewhere.",
         ),
         (
             facts["gpus"] > 0 and facts["asked_for_cpu"],
             "warning",
-            f"there are {facts['gpus']} GPUs, but the launcher asks for the CPU: launch/gpu1.yaml or launch/gpu8.yaml.",
+            f"there are {facts['gpus']} GPUs, but the launcher asks for the CPU: use launch/gpu1.yaml or gpu8.yaml.",
         ),
         (
             on_gpu and facts["gpus"] > facts["local_ranks"],
             "warning",
-            f"{facts['local_ranks']} of {facts['gpus']} GPUs are used: more --num_processes use the others.",
+            f"{facts['local_ranks']} of {facts['gpus']} GPUs are used: raise --num_processes to use the others.",
         ),
         (
             on_gpu and facts["infiniband"] and 0 <= facts["locked_memory"] < 1 << 30,
             "warning",
-            "locked memory is limited, which InfiniBand cannot do with: `ulimit -l unlimited`, on Slurm "
+            "locked memory is limited, but InfiniBand needs it: run `ulimit -l unlimited`, on Slurm set "
             "PropagateResourceLimitsExcept=MEMLOCK.",
         ),
         (
             on_gpu and facts["local_ranks"] > 1 and facts["shared_memory_free"] < 1 << 28,
             "warning",
-            "/dev/shm is small for NCCL between GPUs: in a container, --shm-size=1g.",
+            "/dev/shm is too small for NCCL between GPUs: in a container, set --shm-size=1g.",
         ),
         (
             facts["nvidia_devices"] > 0 and facts["gpus"] == 0 and not facts["refused"],
             "note",
-            "there are GPUs, but hidden: "
-            + (f"CUDA_VISIBLE_DEVICES is {facts['hidden']}." if facts["hidden"] else "by the job."),
+            "there are GPUs, but they are hidden by "
+            + (f"CUDA_VISIBLE_DEVICES={facts['hidden']}." if facts["hidden"] else "the job."),
         ),
         (not on_gpu and facts["nvidia_devices"] == 0, "note", "no GPU here: training runs on the CPU."),
         (
             on_gpu and "bf16" in facts["precisions"],
             "note",
-            "this GPU does bf16: --train.precision=bf16 is what we advise.",
+            "this GPU can do bf16: we advise --train.precision=bf16.",
         ),
         (
             on_gpu and "bf16" not in facts["precisions"],
             "note",
-            "this GPU cannot do bf16: train.precision fp16 or fp32.",
+            "this GPU cannot do bf16: use train.precision fp16 or fp32.",
         ),
         (
             facts["rank"] == 0 and facts["wandb"] == "offline" and facts["wandb_asked"] is None,
             "note",
-            "wandb records offline: `wandb login` or WANDB_API_KEY sends runs to the server.",
+            "wandb records offline: run `wandb login` or set WANDB_API_KEY to send runs to the server.",
         ),
     ]
     return [(weight, text) for holds, weight, text in advice if holds]
 
 
 def _all_reduce(ranks: Ranks) -> dict[str, Any]:
-    """Collective: sums as many floats as a DCGAN has gradients over all ranks, over the backend that trains."""
+    """Collective: times an all-reduce of a DCGAN's gradients over the backend that would train."""
     device = ranks.accelerator.device
     wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
     times, right = [], True
@@ -264,7 +268,7 @@ def _all_reduce(ranks: Ranks) -> dict[str, Any]:
 
 
 def show(everyone: list[dict[str, Any]], findings: list[Finding]) -> None:
-    """Prints what was found."""
+    """Prints the facts and the findings."""
     first = everyone[0]
     versions = first["versions"] | first["others"]
     print("distgan doctor: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -289,7 +293,7 @@ def show(everyone: list[dict[str, Any]], findings: list[Finding]) -> None:
     for name, said in lines.items():
         print(f"{name:12}{said}")
     changes = [finding for finding in findings if finding.weight != "note"]
-    print("what to change, the weightiest first:" if changes else "nothing needs to be changed")
+    print("what to change, the most important first:" if changes else "nothing needs to be changed")
     for number, finding in enumerate(changes, 1):
         print(f"{number:3}. {finding.weight}, {_who(finding.ranks, len(everyone))}: {finding.text}")
     for finding in findings[len(changes) :]:
@@ -312,7 +316,7 @@ def _refused(check: Callable[[], None]) -> str | None:
 
 
 def _fault(folder: Path, *, make: bool) -> str | None:
-    """Says why a folder cannot be written, after trying with a file that is removed again."""
+    """Says why a folder cannot be written, after trying with a temporary file; None if it can."""
     try:
         if make:
             folder.mkdir(parents=True, exist_ok=True)

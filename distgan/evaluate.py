@@ -22,10 +22,10 @@ _TIMEOUT = RunConfig(dir=".").timeout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Collective: `distgan evaluate RUN_OR_GENERATOR [--metrics ...] [--num 50000] [--reference ...] [--json PATH]`.
+    """Collective: measures a generator: `distgan evaluate RUN_OR_GENERATOR [--metrics ...] [--json PATH] ...`.
 
     Raises:
-        UserError: there is no generator, or what it is to be compared with is missing or does not fit.
+        UserError: there is no generator, or the real images are missing or do not fit.
     """
     arguments = _parse(argv)
     launch.check_launcher()
@@ -52,25 +52,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="distgan evaluate",
-        description="Measure a generator. Its run's recipe says which extractor and reference, if nothing else does.",
+        description="Measure a generator. The defaults of extractor and reference come from its run's recipe.",
     )
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
     parser.add_argument(
         "--metrics",
-        help="; ".join(f"of {name}: {','.join(known)}" for name, known in EVAL_METRICS.items()) + " (default: all)",
+        help="separated by commas. "
+        + "; ".join(f"{name} has {','.join(known)}" for name, known in EVAL_METRICS.items())
+        + " (default: all)",
     )
     parser.add_argument("--num", type=int, default=50_000, help="images to draw (default: 50000)")
     parser.add_argument(
-        "--extractor", choices=sorted(EVAL_METRICS), help="whose features are compared (default: the recipe's)"
+        "--extractor", choices=sorted(EVAL_METRICS), help="network whose features are compared (default: the recipe's)"
     )
-    parser.add_argument("--extractor-weights", metavar="FILE", help="its weights, if not its own")
+    parser.add_argument("--extractor-weights", metavar="FILE", help="weights of the extractor (default: its own)")
     parser.add_argument(
         "--reference",
         metavar="WHAT",
         help="train, test, or a folder of pictures of the same size (default: the recipe's)",
     )
     parser.add_argument(
-        "--weights", choices=("averaged", "raw"), default="averaged", help="of the generator (default: averaged)"
+        "--weights",
+        choices=("averaged", "raw"),
+        default="averaged",
+        help="which of the generator's weights to measure (default: averaged)",
     )
     parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers and their protocol to a file")
@@ -85,8 +90,8 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
     names = [name.strip() for name in arguments.metrics.split(",")] if arguments.metrics is not None else list(known)
     if unknown := [name for name in names if name not in known]:
         raise UserError(
-            f'--metrics has "{unknown[0]}", but those of the extractor {extractor} are {",".join(known)}'
-            f"{'' if arguments.extractor else '; --extractor chooses another'}."
+            f'--metrics has "{unknown[0]}", but the extractor {extractor} has {",".join(known)}: choose among these'
+            f"{'' if arguments.extractor else ', or another --extractor'}."
         )
     if arguments.num < 1:
         raise UserError(f"--num is {arguments.num}, but must be at least 1.")
@@ -101,7 +106,7 @@ def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
 
 
 def _data(found: Exported, config: EvalConfig) -> DataConfig:
-    """Finds where the real images come from."""
+    """Returns the data set of the real images: the recipe's, or the reference's folder."""
     if found.recipe is not None:
         return found.recipe.data
     if config.reference in ("train", "test"):

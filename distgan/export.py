@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`distgan export RUN --to DIR [--push-to-hub ID]`.
 
     Raises:
-        UserError: there is no generator to export, DIR is in use, or the hub refuses.
+        UserError: there is no generator to export, DIR is not empty, or the hub refuses.
     """
     parser = argparse.ArgumentParser(prog="distgan export", description="Write a generator's folder, to share.")
     parser.add_argument("run", help="folder of a run")
@@ -40,14 +40,14 @@ def export(run: str, to: Path) -> None:
     """Writes the averaged generator of a run into a new folder.
 
     Raises:
-        UserError: the run has no generator yet, or the folder is in use.
+        UserError: the run has no generator yet, or the folder is not empty.
     """
     folder = Places(run)
     if not folder.config.exists():
         raise UserError(f"{run} is not the folder of a run, because it has no config.yaml: give one that has.")
     found = exported.find(str(folder.generator))
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to is {to}, which is in use: choose a new folder.")
+        raise UserError(f"--to is {to}, which is not an empty folder: choose a new one.")
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in ("model.safetensors", "config.json"):
@@ -122,7 +122,7 @@ of them. It knows no other subject and no other size. What may be done with the 
 
 
 def _metrics(evaluation: Report | None) -> str:
-    """Returns the numbers and how they were measured: without that they cannot be compared with others."""
+    """Returns the numbers as a table, and how they were measured."""
     if evaluation is None:
         return "None measured."
     floor = evaluation.floor or {}

@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         write(_Drawn(generator, num, classes, arguments.seed), out)
     except OSError as error:
-        raise UserError(f"--out is {out}, which cannot be written: {error.strerror}.") from error
+        raise UserError(f"--out is {out}, which cannot be written ({error.strerror}): choose another place.") from error
     print(arguments.out)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The images that were asked for, yet to be drawn: `num` of each class, or of all."""
+    """The images to draw: `num` of each class, or `num` in all if no class was asked for."""
 
     generator: Generator
     num: int
@@ -75,7 +75,7 @@ class _Drawn:
         return self.num * len(self.classes)
 
     def chunks(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """Draws uint8 (n, C, H, W) of no more than CHUNK images at a time, and their labels, none if it takes none."""
+        """Draws at most CHUNK images at a time: uint8 (n, C, H, W), and their labels, an empty list without labels."""
         for label in self.classes:
             for first in range(0, self.num, CHUNK):
                 count = min(CHUNK, self.num - first)
@@ -90,10 +90,10 @@ class _Drawn:
 
 
 def _form(given: str) -> Callable[[_Drawn, Path], None]:
-    """Returns what writes the form that `--out` asks for.
+    """Returns the function that writes the form that `--out` asks for.
 
     Raises:
-        UserError: it is none of the three, its folder is not there, or it is a folder that is not empty.
+        UserError: it is none of the three forms, its folder does not exist, or it is a folder that is not empty.
     """
     out = Path(given)
     folder = given.endswith("/") or out.is_dir()
@@ -101,10 +101,12 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     if form is None:
         raise UserError(f"--out is {given}, but {_FORMS}.")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out is {given}, but there is no folder {out.parent}.")
+        raise UserError(
+            f"--out is {given}, but there is no folder {out.parent}: make it first, or choose another place."
+        )
     if folder and out.exists():
         if not out.is_dir():
-            raise UserError(f"--out is {given}, but {out} is a file.")
+            raise UserError(f"--out is {given}, but {out} is a file: choose another folder.")
         old = next((file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")), None)
         if old is not None:  # folders, too: they may be classes of training images
             raise UserError(f"--out is {given}, which is not empty ({old}): choose another or an empty folder.")
@@ -119,7 +121,7 @@ def _grid(drawn: _Drawn, out: Path) -> None:
 
 
 def _folder(drawn: _Drawn, out: Path) -> None:
-    """Writes 000000.png, 000001.png, ...; with labels 000000-CLASS.png. All or none."""
+    """Writes 000000.png, 000001.png, ...; with labels 000000-CLASS.png. After an error, none is left."""
     made = not out.exists()
     out.mkdir(exist_ok=True)
     digits = max(6, len(str(drawn.total - 1)))
@@ -140,7 +142,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
 
 
 def _in_file_names(classes: Sequence[str]) -> list[str]:
-    """Returns the names of classes for use in file names, short; their labels if names would not differ."""
+    """Returns the names of classes, shortened for file names; labels in place of names that would be equal."""
     names = [
         re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).encode()[:100].decode(errors="ignore")
         for name in classes
@@ -150,9 +152,9 @@ def _in_file_names(classes: Sequence[str]) -> list[str]:
 
 
 def _array(drawn: _Drawn, out: Path) -> None:
-    """Writes what `numpy.load` reads, a chunk at a time: arr_0 uint8 (N, H, W, 3) and, with labels, arr_1 int64 (N,).
+    """Writes an .npz file, a chunk at a time: arr_0 is uint8 (N, H, W, 3); with labels, arr_1 is int64 (N,).
 
-    It is the layout of the evaluator of guided-diffusion (Dhariwal and Nichol 2021), which wants three channels.
+    The evaluator of guided-diffusion (Dhariwal and Nichol 2021) reads this layout; it needs three channels.
     """
     labels: list[int] = []
     with files.whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
@@ -173,7 +175,7 @@ def _labels(text: str, generator: Generator) -> tuple[int, ...]:
     """Returns the labels of `--classes`. Names may contain commas: the longest name that fits is taken.
 
     Raises:
-        UserError: one is neither the name nor the number of a class.
+        UserError: a word is neither the name nor the number of a class.
     """
     words = text.split(",")
     labels = []
@@ -189,7 +191,7 @@ def _labels(text: str, generator: Generator) -> tuple[int, ...]:
             raise UserError(
                 f'--classes has "{word}", which is neither the name nor the number of a class: '
                 f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "
-                "Several have commas between them, as 0,3,7."
+                "Separate several with commas, as in 0,3,7."
             )
         labels.append(generator.label_of(int(word) if number else word))
     return tuple(labels)

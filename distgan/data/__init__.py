@@ -1,4 +1,4 @@
-"""Training images: sources -> a prepared uint8 store -> this rank's share of each global batch."""
+"""Training images, from sources through a prepared uint8 store to this rank's share of each global batch."""
 
 from distgan.data.depth import Scale
 from distgan.data.feed import Batch, Feed, parts, shares

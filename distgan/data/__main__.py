@@ -1,4 +1,4 @@
-"""`distgan data`: what distgan sees of a data set, before anybody trains on it."""
+"""Shows what distgan sees of a data set, before anybody trains on it: `distgan data`."""
 
 import argparse
 import dataclasses
@@ -21,11 +21,11 @@ from distgan.errors import UserError
 from distgan.pictures import grid
 from distgan.recipe import DataConfig
 
-_SAMPLE = 64  # images in the grid, and pictures looked at for their sizes
+_SAMPLE = 64  # images in the grid, and pictures whose sizes are looked at
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan data PATH_OR_SOURCE [--prepare] [--out data.png]`: count, classes, sizes, a grid, the cache.
+    """Prints count, classes and sizes, and writes a grid: `distgan data PATH_OR_SOURCE [--prepare] [--out data.png]`.
 
     Raises:
         UserError: the data cannot be read; see `distgan.data.load`.
@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:
-    """Returns the data group of a recipe that would train on this."""
+    """Returns the data group of a recipe that would train on these images."""
     options = {f.name: vars(arguments)[f.name] for f in dataclasses.fields(DataConfig) if f.name in vars(arguments)}
     what = arguments.what
     if what in _source_names():
@@ -109,7 +109,7 @@ def _source_names() -> tuple[str, ...]:
 
 
 def _sizes(source: Source) -> str:
-    """Sizes and modes of some pictures, the most frequent first, and how many were looked at."""
+    """Lists sizes and modes of some pictures, the most frequent first, and how many were looked at."""
     seen: Counter[str] = Counter()
     for record in store.spread(source, _SAMPLE):
         if isinstance(record.content, bytes):

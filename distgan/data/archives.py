@@ -1,4 +1,4 @@
-"""Files in a zip archive, read without unpacking it."""
+"""Reads the files in a zip archive without unpacking it."""
 
 import contextlib
 import lzma
@@ -14,26 +14,26 @@ from distgan.data.arrangement import counted, plain
 from distgan.data.records import Tree
 from distgan.errors import UserError
 
-_EXPANSION = 100  # pictures are compressed already: what grows by more than this, and becomes large, is a trap
+_EXPANSION = 100  # pictures are compressed already: a large file that expands by more than this is a trap
 _LARGE_FILE = 2**28  # bytes
 _LARGE_ARCHIVE = 2**30
-_LARGEST_FILE = 2**30  # whatever it was compressed from; Pillow decodes no picture as large
+_LARGEST_FILE = 2**30  # for any compressed size; Pillow decodes no picture of that size
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, UnicodeDecodeError)
 
 
 def unzipped(file: Path) -> Tree:
-    """Lists the files in a zip archive; links in it are left out. Of several of one name the last is read.
+    """Lists the files in a zip archive. Links are left out. If several files have one name, the last one is read.
 
     Raises:
-        UserError: it is damaged, encrypted, of unknown compression, has names that lead out of it, or would expand
-            beyond reason.
+        UserError: the archive is damaged or encrypted, its compression is unknown, it has names that lead out of it, or
+            it would expand too far.
     """
     with _explained(f"the archive {file}"), zipfile.ZipFile(file) as archive:
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     named = [(_checked(entry, file), entry) for entry in entries]
     members = dict(named)
-    total = sum(entry.file_size for entry in entries)  # of overlapping entries, too
+    total = sum(entry.file_size for entry in entries)  # overlapping entries count each time
     if total > max(_LARGE_ARCHIVE, _EXPANSION * file.stat().st_size):
         raise UserError(
             f"the archive {file} would expand from {file.stat().st_size / 1e6:,.1f} MB to {total / 1e6:,.0f} MB, which "
@@ -85,10 +85,10 @@ def _checked(entry: zipfile.ZipInfo, file: Path) -> str:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Turns what damaged archives raise into a sentence."""
+    """Turns the errors of damaged archives into one sentence."""
     try:
         yield
-    except (*_DAMAGE, RuntimeError) as error:  # zipfile's of what is encrypted or of unknown compression
+    except (*_DAMAGE, RuntimeError) as error:  # RuntimeError: encrypted, or of unknown compression
         raise UserError(
             f"{what} is damaged, incomplete or unreadable ({_reason(error)}): copy or download it again."
         ) from error

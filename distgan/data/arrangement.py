@@ -1,6 +1,6 @@
-"""What names say about pictures: which of them are pictures, of which split, of which class, and what is left out.
+"""Decides by their names which files are pictures, their split and class, and which files are left out.
 
-Everything here is a function of names alone, so that folders and archives are understood alike.
+Everything here depends on names only, so that folders and archives are understood alike.
 """
 
 import json
@@ -17,9 +17,9 @@ from PIL import Image
 from distgan.errors import UserError
 from distgan.paths import quoted
 
-# Registered with Pillow, but no pictures, or not opened by Pillow alone; EPS would start another program.
+# Formats that Pillow lists but that are no pictures, or that need another program, as EPS does.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-# What systems and programs leave behind, in small letters; whatever begins with a dot is hidden.
+# Names of files that systems and programs leave behind, in lower case. Names that begin with a dot are hidden, too.
 _BY_TOOLS = {"__macosx", "__pycache__", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin"}
 _BY_TOOLS |= {"system volume information", "lost+found", "thumbs.db", "ehthumbs.db", "desktop.ini"}
 _RUN = {"config.yaml", "metrics.jsonl"}  # a folder with both is a run's, and its pictures are sample grids
@@ -32,7 +32,7 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 _KINDS = ("train", "validation", "test")
-# Files of data sets that are no pictures, and how each is given.
+# Files of data sets that are no pictures, and the data.source that reads them.
 _SOURCES = {
     r"(data_batch_\d|test_batch)(\.bin)?|cifar-10-(binary|python)\.(tar\.gz|tgz)": "cifar10",
     r".+-ubyte(\.gz)?": "fashion_mnist",
@@ -46,38 +46,38 @@ class Arranged:
 
     names: tuple[str, ...]
     labels: tuple[int | None, ...]
-    """Of each picture; None where it has none."""
+    """The label of each picture; None if it has no label."""
     classes: tuple[str, ...] | None
-    """Names of the labels: the same in each split."""
+    """Names of the classes, the same in each split."""
     split: str | None
-    """The chosen split by its folder's name; None where there are no splits."""
+    """Folder name of the chosen split; None if there are no splits."""
     splits: tuple[str, ...]
     """All splits, those for training first."""
     unseen: str | None
-    """The one of the others that serves where images are needed that nobody trains on."""
+    """The split to take images from that nobody trains on; None if there is no other."""
     strays: str
-    """Which pictures have no label though others have one, or why none has: a clause; empty where there are none."""
+    """A clause that names pictures without a label, if others have one; otherwise empty."""
     left_out: tuple[str, ...]
-    """What is left out: how much of what, a phrase for each kind."""
+    """A phrase for each kind of file that is left out, with the number of files."""
     salt: tuple[Any, ...]
-    """What the content is a function of besides the pictures and their classes."""
+    """Everything that the content depends on, except the pictures and their classes."""
 
 
 def arrange(
     names: Iterable[str], *, split: str, where: str, read: Callable[[str], bytes], archive: bool = False
 ) -> Arranged:
-    """Sorts out the files of a folder or archive, given by their names relative to it.
+    """Arranges the files of a folder or archive into pictures with labels.
 
-    Sub-folders are classes. They are splits where all those with pictures have the usual names of splits, or where at
-    least one for training and one of another kind have; the sub-folders of a split are classes. The labels of
-    StyleGAN's dataset.json take the place of class folders.
+    Sub-folders are classes, unless they are splits. They are splits if all those with pictures have usual names of
+    splits, or if at least one for training and one of another kind have; then the sub-folders of a split are classes.
+    Labels of StyleGAN's dataset.json replace class folders.
 
     Args:
-        names: with slashes between their parts.
-        split: the one to take, by the name of its folder or a usual name of the same kind.
-        where: what a message calls the folder or archive.
-        read: gives the content of a file, for dataset.json.
-        archive: whether a single folder around everything else is stepped into even where it holds no splits.
+        names: names of the files, relative to the folder or archive, with slashes.
+        split: the split to take, by its folder's name or by a usual name of the same kind.
+        where: the name of the folder or archive in messages.
+        read: returns the content of a file; for dataset.json.
+        archive: whether to look inside a single outer folder even if it holds no splits.
 
     Raises:
         UserError: there are no pictures, there is no such split, dataset.json is damaged or has impossible labels, or
@@ -115,13 +115,13 @@ def arrange(
         )
 
     labelled = {folder: table(folder) for folder in (under, *folders.values())}
-    if any(one is not None for one in labelled.values()):  # beside its labels, those of class folders mean others
+    if any(one is not None for one in labelled.values()):  # its numbers and those of class folders would not agree
         labelled = {folder: one or {} for folder, one in labelled.items()}
     classes = _classes(labelled.values(), [(folders[name], splits[name]) for name in splits] or [(under, mine)])
     labels = _labels(mine, under, labelled[under], classes)
     unseen = max(
         (name for name in splits if name != chosen),
-        # Only where all have labels do they serve networks that take these.
+        # A split in which all pictures have labels is best: networks with labels can use it.
         key=lambda name: (
             None not in _labels(splits[name], folders[name], labelled[folders[name]], classes),
             _KINDS.index(_kind(name) or "train"),
@@ -143,19 +143,19 @@ def arrange(
 
 @cache
 def endings() -> frozenset[str]:
-    """Returns the endings of the pictures that the installed Pillow reads, in small letters with their dot."""
+    """Returns the file endings that the installed Pillow reads, in lower case with the dot."""
     Image.init()
     kinds = {*Image.OPEN, "MPO"} - _NO_PICTURES  # MPO is opened as the JPEG that it begins with
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def left_behind(name: str) -> str | None:
-    """Returns the part of a name that says that the file is hidden or made by a tool; None where it is neither."""
+    """Returns the part of a name that shows that a file is hidden or made by a tool; None if it is neither."""
     return next((part for part in _parts(name) if part.startswith(".") or part.lower() in _BY_TOOLS), None)
 
 
 def meant(split: str, names: Iterable[str]) -> str | None:
-    """Returns which split is meant: that of this very name, else in other letters, else the only one of its kind."""
+    """Returns the split that is meant: by exact name, else in another letter case, else the only one of its kind."""
     there, kind = list(names), _kind(split)
     for found in (
         [name for name in there if name == split],
@@ -168,13 +168,13 @@ def meant(split: str, names: Iterable[str]) -> str | None:
 
 
 def unseen_beside(split: str, names: Iterable[str]) -> str | None:
-    """Returns the split to take images from that those who train on `split` do not see: best one for tests."""
+    """Returns another split, whose images a training on `split` does not see, preferably a test split; or None."""
     kinds = {name: kind for name in names if (kind := _kind(name)) not in (None, _kind(split))}
     return max(kinds, key=lambda name: _KINDS.index(kinds[name] or ""), default=None)
 
 
 def of_another_source(names: Iterable[str], where: str) -> str | None:
-    """Returns how to give files that are those of another `data.source`, as the end of a sentence, or None."""
+    """Returns how to give files that another `data.source` reads, as the end of a sentence; None for other files."""
     source = next(
         (source for name in names for files, source in _SOURCES.items() if re.fullmatch(files, _last(name))), None
     )
@@ -186,17 +186,17 @@ def of_another_source(names: Iterable[str], where: str) -> str | None:
 
 
 def plain(name: str) -> str:
-    """Returns a name with slashes between its parts, as some programs on Windows do not write it, and no empty ones."""
+    """Returns a name with slashes instead of backslashes, which some programs on Windows write, and no empty parts."""
     return "/".join(part for part in _parts(name.replace("\\", "/")) if part not in ("", "."))
 
 
 def counted(names: Sequence[str], what: str) -> str:
-    """Returns how many there are and the first of them: `2 broken links (a, b)`."""
+    """Returns the number of things and the first names: `2 broken links (a, b)`."""
     return f"{_count(names, what)} ({_first(names)})"
 
 
 def _without_leftovers(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits off what is hidden, made by tools, or a run's: the names that stay, and a phrase for each kind."""
+    """Removes names that are hidden, made by tools, or in a run's folder; returns the rest, and a phrase per kind."""
     runs = {folder for folder, count in Counter(_folder(n) for n in names if _last(n) in _RUN).items() if count == 2}
     kept: list[str] = []
     hidden: list[str] = []
@@ -219,7 +219,7 @@ def _without_leftovers(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _inside(names: Sequence[str], folder: str, goes_on: Callable[[str, str], bool]) -> str:
-    """Returns the innermost folder around all names: steps into a single sub-folder while `goes_on(folder, it)`."""
+    """Returns the innermost folder around all names: enters a single sub-folder as long as `goes_on(folder, it)`."""
     while len(tops := {_top(name, folder) for name in names}) == 1:
         (top,) = tops
         if top is None or not goes_on(folder, top):
@@ -229,7 +229,7 @@ def _inside(names: Sequence[str], folder: str, goes_on: Callable[[str, str], boo
 
 
 def _splits(pictures: Sequence[str], base: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Returns the pictures of each split, training first, and those beside them; nothing if there are no splits."""
+    """Returns the pictures of each split, training first, and the pictures beside the splits; both empty without."""
     by_top: dict[str | None, list[str]] = {}
     for name in pictures:
         by_top.setdefault(_top(name, base), []).append(name)
@@ -242,17 +242,17 @@ def _splits(pictures: Sequence[str], base: str) -> tuple[dict[str, list[str]], l
 
 
 def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
-    """Finds the split that is meant: by this very name, then in other letter case, then as the only one of its kind.
+    """Returns the split that is meant, as `meant` finds it; None if there are no splits and `train` is asked for.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: there is no such split, or there are several.
     """
     if not found:
         if split == "train":
             return None
         raise UserError(
-            f"data.split is {split}, but {where} has no folders of splits at its top, such as train and test: leave "
-            "data.split out, or set it to train where the recipe gives it."
+            f"data.split is {split}, but {where} has no folders at its top that are splits, such as train and test: "
+            "leave data.split out, or set it to train where the recipe gives it."
         )
     if (name := meant(split, found)) is not None:
         return name
@@ -264,12 +264,12 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
 def _classes(
     tables: Iterable[Mapping[str, int] | None], splits: Iterable[tuple[str, Sequence[str]]]
 ) -> tuple[str, ...]:
-    """Names of the classes, by dataset.json, or by the class folders of the first split that has such folders.
+    """Returns the names of the classes: from dataset.json, or the class folders of the first split that has some.
 
-    A label then means the same in every split.
+    So a label means the same in every split.
 
     Raises:
-        UserError: the name of a class folder is not UTF-8, so that no recipe or model card can have it.
+        UserError: the name of a class folder is not UTF-8, so that no recipe or model card can hold it.
     """
     given = [table for table in tables if table is not None]
     if given:
@@ -290,7 +290,7 @@ def _labels(
 ) -> tuple[int | None, ...]:
     if table is not None:
         return tuple(table.get(plain(name.removeprefix(under))) for name in names)
-    # A name may have its accents encoded in one way here and in another there, as macOS does.
+    # Accents may be encoded in different ways: macOS writes them otherwise than Linux.
     numbers = {_composed(name): label for label, name in enumerate(classes)}
     numbers |= {name: label for label, name in enumerate(classes)}
     tops = [_top(name, under) or "" for name in names]
@@ -309,7 +309,7 @@ def _strays(
     table: Mapping[str, int] | None,
     lacking: str,
 ) -> str:
-    """Finds the pictures that have no label although labels or class folders exist for others, and says why."""
+    """Names the pictures that have no label although others do, and says why; empty if there are none."""
     unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None]
     beside = [name for name in unlabelled if _top(name, under) is None]
     if table is not None:
@@ -335,7 +335,7 @@ def _read_labels(content: bytes, where: str) -> dict[str, int] | None:
         said = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{_LABELS} in {where} is damaged: mend it, or remove it if folders are the classes."
+            f"{_LABELS} in {where} is damaged: repair it, or remove it if folders are the classes."
         ) from error
     if not isinstance(said, dict) or "labels" not in said:
         return None
@@ -377,7 +377,7 @@ def _kind(name: str) -> str | None:
 
 
 def _top(name: str, under: str) -> str | None:
-    """Returns the sub-folder of `under` that a file lies in; None if it lies in `under` itself."""
+    """Returns the sub-folder of `under` that a file is in; None if it is in `under` itself."""
     top, slash, _ = name.removeprefix(under).partition("/")
     return top if slash else None
 
@@ -395,7 +395,7 @@ def _folder(name: str) -> str:
 
 
 def _folders(name: str) -> Iterator[str]:
-    """Lists every folder that a file lies in, from the innermost to the outermost, which is ""."""
+    """Yields every folder that a file is in, from the innermost to the outermost, which is ""."""
     while name:
         name = _folder(name)
         yield name

@@ -1,7 +1,7 @@
-"""CIFAR-10 as its author publishes it, in the binary version (https://www.cs.toronto.edu/~kriz/cifar.html).
+"""Reads CIFAR-10 in the binary version that its author publishes (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-A file holds records of one label byte and 3 x 32 x 32 bytes of pixels, plane by plane. The archive is read where it
-lies: nothing of it is unpacked.
+A file holds records of one label byte and 3 x 32 x 32 bytes of pixels, plane by plane. The archive is read without
+unpacking it.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ class _Batches:
     """The files of the data set, in a folder or in an archive."""
 
     sizes: dict[str, int]
-    """Bytes of each, by its name."""
+    """The size of each file in bytes, by its name."""
     read: Callable[[str], bytes]
-    """Reads one of them."""
+    """Reads a file by its name."""
     called: Callable[[str], str]
-    """What a message calls one of them."""
+    """Returns a file's name for a message."""
     files: tuple[Path, ...]
-    """What there is on the disk."""
+    """The files on the disk: the archive, or those in the folder."""
 
 
 def original(data: DataConfig) -> Source | None:
-    """Finds the binary version in `data.path`: the folder or archive itself, or what torchvision calls its root.
+    """Finds the binary version in `data.path`: the folder or archive itself, or the folder around it.
 
     Raises:
-        UserError: it is damaged or incomplete, or another version or data set is there, and no parquet files.
+        UserError: it is damaged or incomplete, or there are no parquet files, but another version or data set.
     """
     assert data.path is not None
     place = _place(Path(data.path))
@@ -105,10 +105,10 @@ def original(data: DataConfig) -> Source | None:
 
 
 def _place(path: Path) -> Path | None:
-    """Finds the folder or archive of the binary version, if there is one.
+    """Returns the folder or archive of the binary version; None if there is none.
 
     Raises:
-        UserError: there is only something else of the kind.
+        UserError: there is another version of CIFAR-10, or CIFAR-100, instead.
     """
     if not paths.exists(path):
         return None
@@ -129,7 +129,7 @@ def _place(path: Path) -> Path | None:
 
 
 def _refuse_others(where: Path, names: set[str]) -> None:
-    """Says what is there instead of the binary version, if it is known."""
+    """Raises UserError if the names are those of another version of CIFAR-10, or of CIFAR-100."""
     if names & {"data_batch_1", "test_batch", "batches.meta", "cifar-10-batches-py", "cifar-10-python.tar.gz"}:
         raise UserError(
             f"{where} is the Python version of CIFAR-10, which is a pickle, and loading one can run any code: {_FETCH}."
@@ -148,7 +148,7 @@ def _in_folder(folder: Path, names: tuple[str, ...]) -> _Batches:
 
 
 def _in_archive(path: Path) -> _Batches:
-    """Returns the archive's files by the last part of their names: where it would unpack them does not matter."""
+    """Returns the archive's files by the last part of their names, whatever folder they are in."""
 
     found = _listed(path)
     wanted = {_NAMES, *_FILES["train"], *_FILES["test"]}
@@ -166,7 +166,7 @@ def _in_archive(path: Path) -> _Batches:
 
 
 class _Limited:
-    """What an archive unpacks to, as far as that is not beyond reason."""
+    """A stream that refuses to give more than an archive of CIFAR-10 can hold."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path, self._stream, self._size = path, stream, 0
@@ -182,7 +182,7 @@ class _Limited:
 
 
 def _listed(path: Path) -> list[tarfile.TarInfo]:
-    """Lists what an archive holds. Reads it to its end, where gzip keeps its checksum."""
+    """Lists the members of an archive. Reads it to its end, where gzip has its checksum."""
     with _explained(path):
         with path.open("rb") as stream:
             if stream.read(262).endswith(b"ustar"):
@@ -201,7 +201,7 @@ def _listed(path: Path) -> list[tarfile.TarInfo]:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turns what damaged archives raise into a sentence."""
+    """Turns the errors of damaged archives into one sentence."""
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:

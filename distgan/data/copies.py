@@ -1,7 +1,7 @@
-"""A local copy of a data set's repository: which of its parquet files make up which configuration and split.
+"""Finds which parquet files of a data set's local copy make up which configuration and split.
 
-As the hub lays them out: `data/train-00000-of-00002.parquet`, `CONFIG/train-….parquet`, `CONFIG/train/0000.parquet`
-(its own conversion to parquet), `train.parquet`; and as README.md says, where its header has `configs:`.
+Layouts are the hub's: `data/train-00000-of-00002.parquet`, `CONFIG/train-….parquet`, `CONFIG/train/0000.parquet` (the
+hub's own conversion), `train.parquet`, and any that README.md describes under `configs:`.
 """
 
 import fnmatch
@@ -24,15 +24,15 @@ Splits = dict[str, tuple[Path, ...]]
 
 
 def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
-    """Returns which split `data.split` means, and the files of all splits of its configuration.
+    """Returns the split that `data.split` means, and the files of all splits of its configuration.
 
-    That is the configuration that `data.config` names, or else the only one that has the split.
+    The configuration is `data.config`. If that is unset, it is README.md's default or the only one that has the split.
 
     Raises:
-        UserError: the folder has no such files, or several configurations have some and none is named.
+        UserError: the folder has no such files, or several configurations have some and none is chosen.
     """
     root = existing_folder(data.path)
-    # pathlib's order: part by part, so that a copy's images keep their order in later versions too.
+    # pathlib sorts part by part. Images must keep this order, or old runs could not resume.
     found = [file for file in sorted(root.rglob("*.parquet")) if _visible(file.relative_to(root)) and file.is_file()]
     if not found:
         raise UserError(_nothing_in(root, data, name))
@@ -40,7 +40,7 @@ def splits(data: DataConfig, name: str) -> tuple[str, Splits]:
     if not configurations:
         configurations = _by_names(root, found)
     chosen = {config: split for config, files in configurations.items() if (split := meant(data.split, files))}
-    # One that has a split of this very name goes before those that have another of the kind.
+    # A configuration with a split of exactly this name comes before those with another of its kind.
     having = [config for config in chosen if data.split in configurations[config]] or list(chosen)
     if data.config is not None:
         if data.config not in configurations:
@@ -84,20 +84,20 @@ def converted(name: str) -> str:
 
 
 def _by_names(root: Path, found: Iterable[Path]) -> dict[str, Splits]:
-    """Finds the configurations by the files' names: each is a folder."""
+    """Returns the configurations by the files' names: each folder is one."""
     placed = [(file, *_place(file.relative_to(root))) for file in found]
     named = any(split is not None for _, _, split in placed)
     configurations: dict[str, Splits] = {}
     for file, config, split in placed:
         if split is None and named:
-            continue  # beside files of splits, one of no split is something else
+            continue  # if other files name their split, a file without one is something else
         files = configurations.setdefault(config, {})
         files[split or "train"] = (*files.get(split or "train", ()), file)
     return configurations
 
 
 def _place(path: PurePath) -> tuple[str, str | None]:
-    """Returns the configuration and the split of a file, by its path below the folder."""
+    """Returns the configuration and the split of a file by its path below the folder; None without a split."""
     above, folder = path.parent.parent.as_posix(), path.parent.name.removeprefix("partial-")  # the first 5 GB of one
     first = path.stem.partition("-")[0]
     words = re.split("[^a-z]+", path.stem.lower())
@@ -113,7 +113,7 @@ def _place(path: PurePath) -> tuple[str, str | None]:
 
 
 def _described(root: Path, found: Sequence[Path]) -> tuple[dict[str, Splits], str | None]:
-    """Returns the configurations that README.md's header names and that have files here, and which is the default."""
+    """Returns the configurations in README.md's header that have files here, and the name of the default one."""
     configurations: dict[str, Splits] = {}
     default = None
     try:
@@ -145,7 +145,7 @@ def _entry(root: Path, found: Sequence[Path], entry: dict[str, Any]) -> Splits:
 
 
 def _header(root: Path) -> dict[str, Any]:
-    """Returns what stands between the two `---` at the top of README.md, if anything."""
+    """Returns README.md's header, the part between the two `---` at its top; {} if there is none."""
     try:
         text = (root / "README.md").read_text(encoding="utf-8")
         between = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -156,7 +156,7 @@ def _header(root: Path) -> dict[str, Any]:
 
 
 def _matching(folder: Path, files: Iterable[Path], patterns: str | list[str]) -> tuple[Path, ...]:
-    """Returns the files that match one of the patterns, which choose among those here: none leads out of the folder."""
+    """Returns those of the files that match one of the patterns, so that no pattern leads out of the folder."""
     wanted = [patterns] if isinstance(patterns, str) else patterns
     wanted = [pattern.removeprefix("./").replace("**/", "*") for pattern in wanted]
     return tuple(file for file in files if any(fnmatch.fnmatch(str(file.relative_to(folder)), one) for one in wanted))

@@ -1,4 +1,4 @@
-"""A picture of any size and mode -> uint8 (channels, size, size): turned upright, centre-cropped, resized once."""
+"""Decodes a picture of any size and mode into uint8 (channels, size, size): upright, centre-cropped, resized once."""
 
 import io
 import re
@@ -14,33 +14,33 @@ from torch import Tensor
 
 from distgan.data.depth import Extent, Scale
 
-# Pillow warns of a decompression bomb and decodes it. Filters are the process's, so this cannot be done around a call:
-# threads decode.
+# Pillow only warns of a decompression bomb, and decodes it. Warning filters belong to the whole process, in which
+# threads decode, so this cannot be set around a single call.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
-_NEARLY = 2  # of 255: how far apart the values of a picture of one colour may lie
+_NEARLY = 2  # largest difference, out of 255, between the values of a picture of one colour
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601's
 _COMPRESSED = ("GIF", "WEBP", "AVIF", "QOI")  # formats without checksums whose files do not end in zeros
 
 
 class UndecodableError(ValueError):
-    """A picture that is damaged, or would fill the memory: why, as the end of a sentence about it."""
+    """A picture is damaged, or would fill the memory. The message is the end of a sentence about it."""
 
 
 class DeepError(Exception):
-    """A picture has more than 8 bits, and it is not known yet what becomes of them."""
+    """A picture has more than 8 bits, and the scale for its values is not known yet."""
 
 
 def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Scale | None) -> Tensor:
-    """Decodes and fits one picture: uint8 (channels, size, size).
+    """Decodes, crops and resizes one picture: uint8 (channels, size, size).
 
-    The largest centred square is resized, bicubic with antialiasing. EXIF's rotation is applied, more than 8 bits
-    become 8 by the source's scale, what is transparent lies on white, and colours become grey by ITU-R 601's luma where
-    one channel is asked for.
+    The picture is turned by its EXIF data, its largest centred square is taken and resized, bicubic with antialiasing.
+    More than 8 bits become 8 by the source's scale. Transparent areas become white. For one channel, colours become
+    grey by ITU-R 601's luma.
 
     Raises:
-        UndecodableError: it cannot be decoded, or would fill the memory (a decompression bomb).
-        DeepError: it has more than 8 bits, and the scale says nothing of its kind.
+        UndecodableError: the picture cannot be decoded, or would fill the memory (a decompression bomb).
+        DeepError: the picture has more than 8 bits, and the scale has no range for its kind.
     """
     if isinstance(content, np.ndarray) and content.ndim == 3:  # (3, H, W) of bytes
         array = np.array(Image.fromarray(content.transpose(1, 2, 0)).convert("RGB" if channels == 3 else "L"))
@@ -61,9 +61,9 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Sca
 
 
 def extent(content: bytes | np.ndarray) -> Extent | None:
-    """Finds the smallest and the largest value of a picture of more than 8 bits; None for every other.
+    """Returns the smallest and the largest value of a picture of more than 8 bits.
 
-    Only the header of a picture of 8 bits is read. None for what cannot be decoded, too.
+    Returns None for a picture of at most 8 bits, of which only the header is read, and for one that cannot be decoded.
     """
     if isinstance(content, np.ndarray):
         return None
@@ -89,7 +89,7 @@ class _Deep:
     colours: np.ndarray
     """(H, W, 1 or 3), of the file's own type."""
     opaque: np.ndarray | None
-    """(H, W, 1) in [0, 1], where the picture has an alpha channel."""
+    """(H, W, 1) in [0, 1]; None without an alpha channel."""
     floats: bool
     cut: bool
     """Whether Pillow reads only the upper 8 of 16 bits."""
@@ -131,20 +131,21 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
 
 
 def _arguments(tile: ImageFile._Tile) -> tuple[Any, ...]:
-    """Returns what Pillow gives to the decoder of a part of a file: first of all how the file's bytes are arranged."""
+    """Returns the arguments of Pillow's decoder for a part of a file. The first says how the bytes are arranged."""
     return (tile.args,) if isinstance(tile.args, str) else tile.args or ("",)
 
 
 def _refuse_cut(image: Image.Image, pixels: Any, content: bytes) -> None:
-    """Refuses what Pillow decodes although its end is missing, and the rest of the picture is grey or black.
+    """Raises UndecodableError if the end of a file is missing. Pillow decodes it anyway, with a grey or black end.
 
-    Of JPEG the end is a marker. Formats that are not compressed may well end in zeros, as an interrupted download does.
+    A JPEG has a marker at its end. An interrupted download may end in zeros; so may a whole file of an uncompressed
+    format.
     """
     if image.format in ("JPEG", "MPO"):
         end = content.find(b"\xff\xd9", _scan(content))
         whole = end >= 0 and not _ends_early(image, pixels, content, end)
     else:
-        # A flat picture's WebP ends in a zero for every 10,000 pixels.
+        # The WebP of a flat picture ends in one zero for every 10,000 pixels.
         zeros = len(content) - len(content.rstrip(b"\0"))
         whole = image.format not in _COMPRESSED or zeros < 16 + image.width * image.height // 8000
     if not whole:
@@ -152,10 +153,10 @@ def _refuse_cut(image: Image.Image, pixels: Any, content: bytes) -> None:
 
 
 def _ends_early(image: Image.Image, pixels: Any, content: bytes, end: int) -> bool:
-    """Tells whether a JPEG's last blocks are missing: the decoder repeats the last colour, and says nothing.
+    """Tells whether a JPEG's last blocks are missing. The decoder repeats the last colour then, without an error.
 
-    Where its lower right corner is of one colour it is decoded again with other data put before its end, which a whole
-    picture does not read. Of a progressive one whole scans may be missing, which nothing tells.
+    If the lower right corner has one colour, the picture is decoded again with other data put before its end: a whole
+    picture does not read these. In a progressive JPEG whole scans may be missing; that cannot be noticed.
     """
     width, height = image.size
     corner = ((x, y) for y in range(max(0, height - 4), height) for x in range(max(0, width - 4), width))
@@ -167,7 +168,7 @@ def _ends_early(image: Image.Image, pixels: Any, content: bytes, end: int) -> bo
 
 
 def _scan(content: bytes) -> int:
-    """Returns where the first scan of a JPEG begins, after the segments that may hold a small JPEG of their own."""
+    """Returns where the first scan of a JPEG begins, after the segments, which may hold a small JPEG themselves."""
     at = 2
     while True:
         at = content.index(b"\xff", at)
@@ -177,14 +178,15 @@ def _scan(content: bytes) -> int:
 
 
 def _lower_bytes(image: ImageFile.ImageFile, content: bytes) -> np.ndarray | None:
-    """Reads the lower bytes of 16-bit colours, of which Pillow keeps the upper ones: in the other order of bytes they
-    are those. Returns uint8 (H, W, 3 or 4), or None for what is not of this kind.
+    """Returns the lower bytes of 16-bit colours, uint8 (H, W, 3 or 4); None for other pictures.
+
+    Pillow keeps only the upper bytes. Decoded in the other byte order, the upper bytes are the lower ones.
     """
     tiles = image.tile
     words = {_arguments(tile)[0] for tile in tiles}
     kind, _, order = words.pop().partition(";16") if len(words) == 1 else ("", "", "")
     chosen = [*range(len(image.getbands()))]
-    if (kind, order, image.mode) == ("LA", "B", "RGBA"):  # PNG's grey with alpha: both bytes of both, as they lie there
+    if (kind, order, image.mode) == ("LA", "B", "RGBA"):  # PNG's grey with alpha: two bytes of each, read as RGBA
         other, chosen = "RGBA", [1, 1, 1, 3]
     elif kind in ("RGB", "RGBA") and kind == image.mode and order:
         first = {"N": sys.byteorder == "big", "B": True, "L": False}[order]
@@ -211,7 +213,7 @@ def _deep(image: Image.Image, lower: np.ndarray | None) -> _Deep:
 
 
 def _scaled(deep: _Deep, channels: int, scale: Scale | None) -> Tensor:
-    """Returns float32 (channels, H, W) in 0 ... 255, on white where it is transparent."""
+    """Returns float32 (channels, H, W) in 0 ... 255, with white in transparent areas."""
     span = None if scale is None else scale.floats if deep.floats else scale.integers
     if span is None:
         raise DeepError

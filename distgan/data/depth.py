@@ -1,12 +1,12 @@
-"""Pictures of more than 8 bits: what of their values becomes 0 and 255, by one rule for a whole source.
+"""Decides which values of deep pictures (more than 8 bits) become 0 and 255, by one rule for a whole source.
 
-    Integers (16 and 32 bits)        from 0 to the top of the fewest bits, of 8, 10, 12, 14, 16, 24 and 31, that hold
-                                     the largest value of the source: 12-bit values in 16-bit files are 12-bit values
-    Floats, the source's range is    0 ... 1, -1 ... 1, 0 ... 255, or 0 to the top of 10, 12, 14 or 16 bits: the first
-                                     of these that holds it. A tenth beyond either end is allowed and cut off, because
-                                     resampling overshoots.
+    Integers (16 and 32 bits)    0 ... 2^b - 1, where b is the smallest of 8, 10, 12, 14, 16, 24 and 31 that holds the
+                                 largest value of the source: 12-bit values in 16-bit files are 12-bit values
+    Floats                       the first of 0 ... 1, -1 ... 1, 0 ... 255 and 0 ... 2^b - 1 (b 10, 12, 14 or 16) that
+                                 holds all values of the source. Values may be a tenth beyond either end, because
+                                 resampling overshoots; they are clipped.
 
-What lies outside all of these is refused. 8-bit pictures are taken as they are.
+Other values are refused. Pictures of 8 bits keep their values.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Extent:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The values that become 0 and 255, of the integers and of the floats in a source; None where it has none."""
+    """The values that become 0 and 255: for a source's integers and for its floats; None if it has none."""
 
     integers: Span | None = None
     floats: Span | None = None
@@ -44,15 +44,15 @@ class Scale:
         return " and ".join(f"{kind} from {span[0]:g} to {span[1]:,.0f}" for kind, span in spans.items() if span)
 
     def or_else(self, other: "Scale") -> "Scale":
-        """Returns this scale, with the other's where this one says nothing."""
+        """Returns this scale, with the other's ranges where this one has none."""
         return Scale(integers=self.integers or other.integers, floats=self.floats or other.floats)
 
 
 def scale_of(extents: Iterable[tuple[str, Extent]]) -> Scale:
-    """Finds the rule for a whole source, out of the names and values of its pictures of more than 8 bits.
+    """Returns the scale of a source, given the names and values of its deep pictures.
 
     Raises:
-        UserError: no rule holds its values, or 16-bit colours use so few bits that Pillow would lose them.
+        UserError: no range holds the values, or Pillow would read 16-bit colours without the bits that they use.
     """
     named = list(extents)
     whole = [(name, extent) for name, extent in named if not extent.floats]
@@ -64,15 +64,15 @@ def _integers(named: list[tuple[str, Extent]]) -> Span:
     name, lowest = min(named, key=lambda item: item[1].low)
     if lowest.low < 0:
         raise UserError(
-            f"{name} has values down to {lowest.low:,.0f}, but a picture of integers must start at 0: shift its values."
+            f"{name} has values down to {lowest.low:,.0f}, but a picture of integers must not go below 0: shift them."
         )
     high = max(extent.high for _, extent in named)
     bits = next(bits for bits in _DEPTHS if high < 2**bits)
     cut = next((name for name, extent in named if extent.cut), None)
     if cut is not None and bits < 16:
         raise UserError(
-            f"{cut} keeps colours in 16 bits without using the highest, of which Pillow reads the upper 8 alone: save "
-            "such pictures as PNG, or with 8 bits."
+            f"{cut} has 16-bit colours that do not use the highest bits, but of its format Pillow reads only the upper "
+            "8 bits: save such pictures as PNG, or with 8 bits."
         )
     return 0.0, 2.0**bits - 1
 

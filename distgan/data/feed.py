@@ -1,7 +1,7 @@
-"""What feeds the loop: this rank's share of each global batch: real images, labels, latents and random draws.
+"""Feeds the loop with this rank's share of each global batch: real images, labels, latents and random draws.
 
-Everything here is a function of the run's seed and of `update`, the number of a discriminator update counted over the
-whole run, which is the one clock of what is fed.
+Everything here is a function of the run's seed and of `update`, the number of a discriminator update, counted over the
+whole run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,41 +18,41 @@ from distgan.recipe import DataConfig
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's share of a global batch, or a part of it where gradients accumulate."""
+    """This rank's share of a global batch, or a part of the share if gradients accumulate."""
 
     real: Tensor
     """Real images, (N, C, H, W) in [-1, 1]."""
     y: Tensor | None
-    """Labels of real images and fakes alike, (N,) int64; None where the networks take none."""
+    """Labels of the real images and of the fakes, (N,) int64; None if the networks take no labels."""
     z: Tensor
     """Latents, (N, latent_dim) from N(0, 1)."""
     draw: Callable[[str, int], Tensor]
-    """(stream, n) -> (N, n) uniform in [0, 1): n numbers for each image, independent for each stream."""
+    """Draws random numbers: (stream, n) -> (N, n) uniform in [0, 1), n for each image, independent for each stream."""
     update: int
-    """Number of this update of the discriminator, from 0, over the whole run."""
+    """The number of this discriminator update, from 0, over the whole run."""
     weight: float
-    """Its part of the share; the weights of all parts sum to 1."""
+    """The part's fraction of the share; the weights of all parts sum to 1."""
     whole: bool
-    """Whether it is all of the share."""
+    """Whether this is the whole share."""
     last: bool
-    """Whether it is the last part of the share."""
+    """Whether this is the last part of the share."""
 
 
 def parts(batch_size: int, *, world: int, most: int | None) -> int:
-    """Returns the number of equal parts of a rank's share of a batch, of at most `most` images each."""
+    """Returns how many equal parts of at most `most` images make up a rank's share of a batch."""
     share = batch_size // world
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= (most or share))
 
 
 def shares(batch_size: int, *, rank: int, world: int, most: int | None = None) -> list[slice]:
-    """Returns where the parts of this rank's share lie in a global batch; `most` is `train.max_batch_per_device`."""
+    """Returns the slices of a global batch that make up this rank's share; `most` is `train.max_batch_per_device`."""
     size, count = batch_size // world, parts(batch_size, world=world, most=most)
     first, step = rank * size, size // count
     return [slice(start, start + step) for start in range(first, first + size, step)]
 
 
 class Feed:
-    """Gives this rank what each update of the discriminator, and of the generator after it, is computed from."""
+    """Gives this rank its share of the images, latents and draws of each update."""
 
     def __init__(
         self,
@@ -66,23 +66,23 @@ class Feed:
         shares: Sequence[slice],
         device: torch.device,
     ) -> None:
-        """Puts the images where they are to live.
+        """Moves the images to where `data.placement` keeps them.
 
         Args:
             images: all training images.
-            data: where they are kept, and whether they are flipped.
-            labels: whether the networks take labels, which all images then have.
-            latent_dim: length of a latent.
-            seed: of the order, flips, latents and augmentation.
+            data: the recipe's data group, for placement and flips.
+            labels: whether the networks take labels. All images then have one.
+            latent_dim: the length of a latent.
+            seed: the seed of order, flips, latents and augmentation.
             batch_size: images per update, over all ranks.
-            shares: the parts of this rank's share of a batch.
-            device: of the networks.
+            shares: the slices of a global batch that make up this rank's share.
+            device: the networks' device.
         """
         self._pixels = images.pixels
         self._labels = images.labels if labels else None
         self._prefetch: ThreadPoolExecutor | None = None
         if _placement(images, data, device) == "device":
-            # A store is memory-mapped: on the CPU, too, a copy takes the disk out of the loop.
+            # The store is memory-mapped. Even on the CPU, a copy takes the disk out of the loop.
             self._pixels = images.pixels.to(device, copy=True)
             self._labels = self._labels.to(device) if self._labels is not None else None
         elif device.type == "cuda" or data.placement == "host":
@@ -94,8 +94,8 @@ class Feed:
         self._made_for: tuple[str, int] | None = None
 
     def pieces(self, update: int) -> Iterator[Batch]:
-        """Yields the parts of this rank's share of an update; the last update's are kept, and given again if asked."""
-        wanted = (str(self._seed), update)  # a rollback changes the draws of the same update
+        """Yields the parts of this rank's share of an update; the same ones if asked again for the same update."""
+        wanted = (str(self._seed), update)  # a rollback changes the seed, and so the draws of the same update
         if self._made_for != wanted:
             self._made_for, self._made = wanted, []
         for i in range(len(self._shares)):
@@ -141,7 +141,7 @@ class Feed:
         return draw
 
     def _gather(self, update: int, i: int) -> "_Gathered":
-        """Returns this rank's images, uint8, and labels, where the store is; pinned on their way to a GPU."""
+        """Returns the images of a part, uint8, and its labels, on the store's device; pinned if they go to a GPU."""
         position = update * self._batch_size
         indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[i]]
         chosen = to_device(torch.from_numpy(indices), self._pixels.device)
@@ -149,9 +149,9 @@ class Feed:
         return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
 
     def _fetch(self, update: int, i: int) -> "_Gathered":
-        """Returns the part that was gathered while the one before was computed, and starts on the next."""
+        """Returns the part that was gathered ahead in a thread, and starts gathering the next one."""
         assert self._prefetch is not None
-        seed = str(self._seed)  # a rollback makes what was gathered ahead of it useless
+        seed = str(self._seed)  # after a rollback, what was gathered ahead is of no use
         waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, i) else None
         gathered = waiting.result() if waiting is not None else self._gather(update, i)
         following = (update, i + 1) if i + 1 < len(self._shares) else (update + 1, 0)
@@ -163,7 +163,7 @@ _Gathered = tuple[Tensor, Tensor | None]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Moves a tensor without making the host wait: a copy from pinned memory is queued behind the work before it."""
+    """Moves a tensor to a device without making the host wait: a copy from pinned memory joins the device's queue."""
     if device.type == "cpu" or tensor.device == device:
         return tensor
     pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
@@ -171,7 +171,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _placement(images: Images, data: DataConfig, device: torch.device) -> str:
-    """Decides between `device` and `host`. On the CPU `auto` is neither: the stored file is indexed as it is."""
+    """Returns `device` or `host`; on the CPU it may stay `auto`, where the memory-mapped file is used as it is."""
     if data.placement != "auto" or device.type != "cuda":
         return data.placement
     free, _ = torch.cuda.mem_get_info(device)

@@ -1,4 +1,4 @@
-"""Pictures in a folder, or in a zip archive as they would lie in a folder; sub-folders are classes, or splits."""
+"""Finds pictures in a folder or a zip archive, whose sub-folders are classes or splits."""
 
 import contextlib
 import heapq
@@ -18,10 +18,10 @@ from distgan.recipe import DataConfig
 
 
 def folder(data: DataConfig) -> Source:
-    """Finds the pictures in a folder or a zip archive; where they lie in sub-folders, these are their classes.
+    """Returns the source of a folder or zip archive of pictures.
 
     Raises:
-        UserError: one sentence on what is missing, empty, damaged, or not to be read.
+        UserError: `data.path` is missing, empty, damaged or unreadable.
     """
     if data.path is None:
         raise UserError("data.source is folder, but data.path is not set: give the folder with the pictures.")
@@ -41,7 +41,7 @@ def folder(data: DataConfig) -> Source:
                 except ValueError:
                     if not data.skip_bad:
                         raise
-                    content = b""  # skipped and counted like any other that cannot be decoded
+                    content = b""  # cannot be decoded, so that it is skipped and counted
                 yield Record(str(root / name), content, label)
 
     left_out = [*found.left_out, *tree.left_out]
@@ -61,14 +61,14 @@ def folder(data: DataConfig) -> Source:
 
 
 def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> None:
-    """Checks that nothing is written into a folder of pictures, links followed: it would be read as pictures.
+    """Checks that nothing will be written into a folder of pictures, because it would be read as pictures.
 
     Args:
-        pictures: the folder; anything else is let pass.
-        places: what is written, by the name of what chooses the place.
+        pictures: the path of the pictures; checked only if it is a folder. Links in it are followed.
+        places: paths that will be written, by the setting that chooses each.
 
     Raises:
-        UserError: a place lies in the folder.
+        UserError: a path is inside the folder.
     """
     if not paths.is_folder(pictures):
         return
@@ -77,36 +77,38 @@ def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> No
         resolved = Path(place).resolve()
         if any(_identity(part) in inside for part in (resolved, *resolved.parents) if part.is_dir()):
             raise UserError(
-                f"{what} is {place}, which lies in {pictures}, the folder of pictures: what is written there would be "
-                f"taken for pictures; choose a place outside for {what}."
+                f"{what} is {place}, which is inside {pictures}, the folder of pictures, so that distgan would train "
+                f"on what it writes there: choose a place outside for {what}."
             )
 
 
 class _Walked(NamedTuple):
-    """A folder and all below it, links followed."""
+    """Everything in a folder and below it, with links followed."""
 
     names: list[str]
-    """Of files, relative to the folder."""
+    """Names of files, relative to the folder."""
     folders: set[tuple[int, int]]
     """Device and inode of each folder."""
     broken: list[str]
-    """Links to nothing."""
+    """Names of links to nothing."""
     again: list[str]
-    """Links to a folder that is read already, such as one that they lie in themselves."""
+    """Names of links to a folder that is read already, such as a folder around the link."""
     special: list[str]
-    """Pipes, sockets and devices."""
+    """Names of pipes, sockets and devices."""
 
 
 def _walk(root: Path) -> _Walked:
-    """Reads each folder once: in its real place, else by the first of the links to it.
+    """Walks a folder, each folder in it once: at its real place, or through the first link to it.
+
+    Real folders come first; links wait in a heap, so that the first by name is followed.
 
     Raises:
-        UserError: a folder that counts may not be read.
+        UserError: a folder cannot be read, and it is not a hidden one.
     """
     found = _Walked([], {_identity(root)}, [], [], [])
-    read = {_identity(root)}  # without those that are left behind: a link may lead to pictures in a hidden folder
-    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]  # each with all that it lies in
-    links: list[tuple[str, tuple[tuple[int, int], ...]]] = []  # a heap, by name
+    read = {_identity(root)}  # hidden folders are not in it, because a link may lead to pictures in one
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", (_identity(root),))]  # with the folders around each
+    links: list[tuple[str, tuple[tuple[int, int], ...]]] = []  # a heap by name
     while waiting or links:
         if waiting:
             prefix, above = waiting.pop()
@@ -133,7 +135,7 @@ def _walk(root: Path) -> _Walked:
                     identity = _identity(entry)
                     if entry.is_symlink():
                         if left_behind(name):
-                            found.names.append(name)  # counted with what is left behind, whatever it leads to
+                            found.names.append(name)  # counted with the hidden files
                         else:
                             heapq.heappush(links, (name, (*above, identity)))
                     elif identity in above:

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: parquet files, from a local copy or by way of the hub's cache."""
+"""Reads Hugging Face data sets: parquet files of a local copy, or through the hub's cache."""
 
 import io
 import itertools
@@ -19,23 +19,23 @@ from distgan.errors import UserError, nearest
 from distgan.recipe import DataConfig
 
 _BATCH = 256  # rows in memory at once
-_MOST_CLASSES = 100_000  # more numbers than that are no classes
+_MOST_CLASSES = 100_000  # a column with more different values does not hold classes
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where the pictures and their labels are."""
+    """The columns of pictures and labels."""
 
     image: str
     label: str | None
     kind: str = ""
-    """What the labels are: `names` of the data set's own, `numbers` or `strings`."""
+    """How labels are written: `names` (the data set names its classes), `numbers` or `strings`."""
     classes: tuple[str, ...] | None = None
-    """The data set's own names."""
+    """The data set's own names of the classes."""
 
 
 def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
-    """Returns a data set of the hub, from `data.path` where that is set."""
+    """Returns a data set of the hub, read from `data.path` if that is set."""
     source = _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
     if source.count == 0:
         where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
@@ -54,14 +54,14 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
     for file in files:
         with _opened(file) as opened:
             counts.append(opened.metadata.num_rows)
-            if counts[-1] or (file == files[-1] and not columns):  # one without rows may not tell what it would hold
+            if counts[-1] or (file == files[-1] and not columns):  # an empty file may lack the types of its columns
                 columns[file] = _columns(data, _arrow(file, _features, opened), str(file), _first_rows(file, opened))
     first, found = next(iter(columns.items()))
     for file, other in columns.items():
         _refuse_another_kind(first, found, file, other)
     classes = found.classes
     if found.label is not None and classes is None:
-        # Of all splits: one that lacks a class must not number the others differently.
+        # Labels of all splits count: a split that lacks a class must not number the others differently.
         values = [_labels(file, found.label) for file in itertools.chain(*splits.values())]
         found, classes = _with_classes(data, found, itertools.chain(*values), name)
     of = _labelled(found, classes)
@@ -90,12 +90,12 @@ def _from_parquet(data: DataConfig, name: str, channels: int) -> Source:
 def _opened(file: Path) -> Any:
     from pyarrow import parquet
 
-    # Mapped, since pyarrow otherwise holds all of a row group's column in memory, which may be all of the file.
+    # Memory-mapped: otherwise pyarrow holds a row group's whole column in memory, which may be the whole file.
     return _arrow(file, lambda: parquet.ParquetFile(file, memory_map=True))
 
 
 def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields every n-th row of a file from the first on, with its number; skips row groups that hold none of them."""
+    """Yields the rows first, first + every, ... of a file, with their numbers; skips row groups without such a row."""
     names = [columns.image, *([columns.label] if columns.label else [])]
     sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     starts = [0, *itertools.accumulate(sizes)]
@@ -113,7 +113,7 @@ def _rows(file: Path, opened: Any, first: int, every: int, columns: _Columns) ->
 
 
 def _features(opened: Any) -> Any:
-    """Says what the columns hold: by the metadata of `datasets` if the file has them, otherwise by their types."""
+    """Returns the types of the columns: from the metadata of `datasets` if the file has them, otherwise arrow's."""
     import datasets
     import pyarrow
 
@@ -125,7 +125,7 @@ def _features(opened: Any) -> Any:
 
 
 def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
-    """Returns a function that looks at the first rows of a column that hold something."""
+    """Returns a function that returns the first values of a column that are not empty."""
 
     def read(column: str) -> list[Any]:
         batches = _batches(file, opened, batch_size=16, columns=[column])
@@ -135,7 +135,7 @@ def _first_rows(file: Path, opened: Any) -> Callable[[str], list[Any]]:
 
 
 def _labels(file: Path, column: str) -> Iterator[Any]:
-    """Reads the labels of a file; none if it has no such column, as a test split may."""
+    """Yields the labels of a file; none if it lacks the column, as a test split may."""
     with _opened(file) as opened:
         if column in opened.schema_arrow.names:
             for batch in _batches(file, opened, columns=[column]):
@@ -159,8 +159,8 @@ def _refuse_another_kind(first: Path, columns: _Columns, file: Path, other: _Col
             for one in (columns, other)
         )
     raise UserError(
-        f"{first} has {ours}, but {file} has {theirs}: they are not of one data set or configuration, so let data.path "
-        "be a folder with the files of one, or choose it with data.config."
+        f"{first} has {ours}, but {file} has {theirs}, so they are different data sets or configurations: give "
+        "data.path a folder with the files of one, or choose it with data.config."
     )
 
 
@@ -172,7 +172,7 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
 
     splits = _loaded(data, name, None)
     chosen = meant(data.split, splits)
-    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # a part, such as train[:10%]
+    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # perhaps train[:10%]
     found = _columns(
         data, split.features, name, lambda column: _some(row[column] for row in split.select_columns([column]))
     )
@@ -180,7 +180,7 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
     if found.label is not None and classes is None:
         values = [other.unique(found.label) for other in splits.values() if found.label in other.features]
         found, classes = _with_classes(data, found, itertools.chain(*values), name)
-    # Other columns are left out: there may be pictures in them, which would be decoded for nothing.
+    # Other columns are dropped, because pictures in them would be decoded for nothing.
     raw = split.select_columns([found.image, *([found.label] if found.label else [])])
     if isinstance(split.features[found.image], datasets.Image):
         raw = raw.cast_column(found.image, datasets.Image(decode=False))
@@ -210,7 +210,7 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    # It says every retry aloud; what matters is said below, in one sentence.
+    # It logs every retry; the message below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return datasets.load_dataset(name, data.config, split=split)
@@ -226,13 +226,13 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        raise UserError(f"{name} is a script, which is never run: {copies.converted(name)}") from error
+        raise UserError(f"{name} is a script, and scripts are never run: {copies.converted(name)}") from error
     except ValueError as error:
         raise UserError(_refusal(data, name, str(error))) from error
 
 
 def _refusal(data: DataConfig, name: str, said: str) -> str:
-    """Makes a sentence of what `datasets` says of a missing configuration or split; it names those that exist."""
+    """Turns the error of `datasets` about a missing configuration or split into a sentence that names those there."""
     said = " ".join(said.split())
     listed = re.search(r"available configs: \[(.*?)\]|Available(?: configs in the cache)?: \[(.*?)\]", said)
     cached = re.search(r"configurations in the cache: (.*?) Please", said)
@@ -248,7 +248,7 @@ def _refusal(data: DataConfig, name: str, said: str) -> str:
 
 
 def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[str], list[Any]]) -> _Columns:
-    """Finds the columns of pictures and labels, as named or by looking, and the names of the classes."""
+    """Finds the columns of pictures and labels: those that are named, or by types and contents."""
     import datasets
 
     for key, column in {"image_column": data.image_column, "label_column": data.label_column}.items():
@@ -268,8 +268,8 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
         choice = " or ".join(pictures) or "another data set, because no column does"
         raise UserError(f'data.image_column is "{image}", which holds no images: choose {choice}.')
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    # Without metadata a column of labels is known by its name alone. With them it is left to the user as ever: runs
-    # on such data have none.
+    # Without metadata, a column of labels is known by its name. With metadata, a plain column of numbers is taken only
+    # if the user names it: earlier versions took none, and their runs must resume.
     likely = [column for column in ("label", "labels", "class") if not described and _kind(features.get(column))]
     label = data.label_column or next(iter([*named, *likely]), None)
     if label is None:
@@ -293,7 +293,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _some(values: Iterable[Any]) -> list[Any]:
-    """Returns the first values that hold something."""
+    """Returns the first 16 values that are not empty."""
     return list(itertools.islice((value for value in values if _encoded(value) is not None), 16))
 
 
@@ -301,12 +301,12 @@ def _is_picture(value: Any) -> bool:
     try:
         with Image.open(io.BytesIO(_encoded(value))):
             return True
-    except Exception:  # Pillow's openers meet what is no picture with nearly everything
+    except Exception:  # for what is not a picture, Pillow raises nearly every kind of error
         return False
 
 
 def _kind(feature: Any) -> str:
-    """Says what kind of labels a column holds; empty if they are no labels."""
+    """Returns how a column's labels are written, as `_Columns.kind`; empty if they are no labels."""
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -320,8 +320,9 @@ def _kind(feature: Any) -> str:
 def _with_classes(
     data: DataConfig, columns: _Columns, values: Iterable[Any], name: str
 ) -> tuple[_Columns, tuple[str, ...] | None]:
-    """The columns with the names of plain labels. Numbers with fractions are no labels; a gap among whole ones makes
-    floats of them in pandas, and NaN of the gap.
+    """Returns the columns and the names of the classes of plain labels. Numbers with fractions are no labels.
+
+    Whole numbers may be floats, with NaN for a missing label: pandas writes them so.
     """
     there = {value for value in values if value is not None and value == value}
     if any(isinstance(value, float) and not value.is_integer() for value in there):
@@ -334,24 +335,24 @@ def _with_classes(
 
 
 def _classes(there: set[Any], columns: _Columns, name: str) -> tuple[str, ...]:
-    """Returns the names of plain labels: strings in order, and numbers from 0 to the largest."""
+    """Returns the classes of plain labels: the sorted strings, or the numbers from 0 to the largest."""
     if columns.kind == "strings" and len(there) <= _MOST_CLASSES:
         return tuple(sorted(there))
     if columns.kind == "numbers" and max(there, default=-1) < _MOST_CLASSES:
         return tuple(str(number) for number in range(int(max(there, default=-1)) + 1))
     raise UserError(
-        f'the label column "{columns.label}" of {name} has {columns.kind} for more than {_MOST_CLASSES:,} classes: it '
-        "holds something else, so name another with data.label_column."
+        f'the label column "{columns.label}" of {name} has {columns.kind} for more than {_MOST_CLASSES:,} classes, so '
+        "it holds something else: name another with data.label_column."
     )
 
 
 def _salt(data: DataConfig, columns: _Columns) -> str:
-    """Returns the part of the configuration that decides what is read from the files."""
+    """Returns the settings that decide what is read from the files."""
     return columns.image if data.label_column is None else json.dumps([columns.image, columns.label])
 
 
 def _labelled(columns: _Columns, classes: tuple[str, ...] | None) -> Callable[[str, dict[str, Any], Path], Record]:
-    """Returns a function that makes records of rows, given the folder that these lie in."""
+    """Returns a function (name, values, folder) that makes a record of a row; `folder` is where its file is."""
     strings = {label: number for number, label in enumerate(classes or ())}
     numbers: dict[Any, int] = strings if columns.kind == "strings" else {n: n for n in range(-1, len(strings))}
 
@@ -381,7 +382,7 @@ def _kept_elsewhere(name: str, path: str | None, folder: Path) -> bytes:
 
 
 def _arrow(file: Path, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Makes a reading call of pyarrow, which meets damage with many kinds of exceptions."""
+    """Calls a function of pyarrow, which raises many kinds of errors for a damaged file. Raises UserError instead."""
     try:
         return read(*arguments)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST's files (Y. LeCun, "THE MNIST DATABASE", file formats)."""
+"""Reads IDX, the format of MNIST's files (Y. LeCun, "THE MNIST DATABASE", file formats)."""
 
 import contextlib
 import gzip
@@ -14,19 +14,19 @@ from distgan.errors import UserError
 
 
 def folder(path: Path, *, below: str) -> Path | None:
-    """Returns where the IDX files are: a folder itself, or where torchvision keeps them below it, if anywhere."""
+    """Returns the folder of the IDX files: `path` itself, or torchvision's folder below it; None without such files."""
     places = [path, path / Path(below).name, path / below]
     return next((place for place in places if any(place.glob("*[-.]idx3-ubyte*"))), None)
 
 
 def file(folder: Path, name: str) -> Path:
-    """Returns the file of a name in a folder: compressed, as it is published and has a checksum, or else plain."""
+    """Returns the file of this name in a folder: the compressed one, which has a checksum, if there is one."""
     names = [f"{name}.gz", name, name.replace("-idx", ".idx")]  # some copies have a dot there
     return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
 
 
 def shape(file: Path) -> tuple[int, ...]:
-    """Returns the shape that a file's header gives.
+    """Returns the shape in a file's header.
 
     Raises:
         UserError: the file is missing, damaged or of another format.
@@ -36,7 +36,7 @@ def shape(file: Path) -> tuple[int, ...]:
 
 
 def read(file: Path, dimensions: int) -> np.ndarray:
-    """Reads a file to its end, where gzip keeps its checksum: uint8 of as many dimensions.
+    """Reads a file to its end, where gzip has its checksum: uint8 with this number of dimensions.
 
     Raises:
         UserError: the file is missing, damaged or of another format.

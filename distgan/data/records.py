@@ -1,4 +1,4 @@
-"""A training set that nobody has decoded yet: a list of files, and a way to read its pictures in order."""
+"""Defines a source: a training set before it is decoded, as a list of files and a way to read its pictures in order."""
 
 import contextlib
 import hashlib
@@ -14,15 +14,15 @@ from distgan import paths
 from distgan.errors import UserError
 from distgan.recipe import DataConfig
 
-_NUMBERED = 20  # classes at most, that a line names
+_NUMBERED = 20  # most classes that one line lists
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image as the source has it."""
+    """One image of a source, before it is decoded."""
 
     name: str
-    """What a message calls it."""
+    """The image's name in messages."""
     content: bytes | np.ndarray
     """An encoded picture, or values 0 ... 255 of shape (H, W), or bytes of shape (3, H, W)."""
     label: int | None
@@ -30,43 +30,43 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A training set that nobody has decoded yet."""
+    """A training set before it is decoded."""
 
     records: Callable[[int], Iterator[Record]]
-    """Every n-th of its images, in an order that never changes. Raises UserError where the files are damaged."""
+    """n -> every n-th image, in an order that never changes. Raises UserError if the files are damaged."""
     count: int
-    """How many records there are."""
+    """The number of images."""
     channels: int
-    """What `data.channels` is where the user leaves it open."""
+    """The default of `data.channels`."""
     classes: tuple[str, ...] | None = None
-    """Names of the labels."""
+    """Names of the classes; None if there are no labels."""
     files: tuple[Path, ...] = ()
-    """The files that its content is a function of, in order."""
+    """The files that the images are read from, in order."""
     salt: str = ""
-    """What else it is a function of."""
+    """Everything else that the images depend on."""
     left_out: str = ""
-    """What lies there and is not read, as a user is told; empty where that is nothing."""
+    """A line for the user about files that are not read; empty if there are none."""
     strays: str = ""
-    """Which images have no label though others do, as a user is told; empty where there are none."""
+    """A clause for the user about images without a label, if others have one; empty if there are none."""
     split: str | None = None
-    """Of its splits the one that is read, by its own name; None where there are none."""
+    """The split that is read, by its own name; None if the source has no splits."""
     splits: tuple[str, ...] = ()
-    """All of them, those for training first."""
+    """All splits, those for training first."""
     unseen: str | None = None
-    """The one of the others to take where images are needed that nobody trains on; None where there is none."""
+    """The split to take images from that nobody trains on; None if there is no other split."""
 
     def stamp(self) -> str:
-        """Returns a quick hash of the files' names, sizes and times: while it stands, their content does."""
+        """Returns a quick hash of the files' names, sizes and times. As long as it is the same, so are the images."""
         stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in self.files]
         return hashlib.sha256(json.dumps([self.salt, self.classes, stats]).encode()).hexdigest()
 
     def fingerprint(self) -> str:
-        """Returns a hash of the content, wherever it lies: of all files' bytes, in order. Reads them all."""
+        """Returns a hash of all files' bytes, in order, that does not depend on where they are. Reads them all."""
         if not self.files:
             return self.salt
         digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
         for file in self.files:
-            # Whether a file that cannot be read is refused or skipped is told where its record is read.
+            # A file that cannot be read is refused or skipped later, when its record is read.
             with contextlib.suppress(OSError), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
@@ -74,30 +74,30 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Files in folders, wherever these are."""
+    """The files of a folder or archive."""
 
     names: list[str]
-    """Relative to the top, with slashes between their parts."""
+    """Names relative to the top, with slashes between their parts."""
     open: Callable[[], AbstractContextManager[Callable[[str], bytes]]]
-    """Opens what they lie in; gives a function that reads a file by its name. Not for several threads at once."""
+    """Opens the folder or archive, and yields a function that reads a file by its name. For one thread at a time."""
     left_out: list[str]
-    """What cannot be read as a file and is left out: a phrase for each kind, with how many."""
+    """A phrase for each kind of entry that cannot be read as a file, with the number of entries."""
 
 
 def numbered(classes: Sequence[str]) -> str:
-    """Lists the classes with their labels for the user: the first of many, in letters that can be printed."""
+    """Lists the first classes with their labels for the user, in characters that can be printed."""
     said = ", ".join(f"{label} {printable(name)}" for label, name in enumerate(classes[:_NUMBERED]))
     more = len(classes) - _NUMBERED
     return f"{said} and {more:,} more" if more > 0 else said
 
 
 def printable(name: str) -> str:
-    """Returns a name with whatever does not print escaped: it would end the line, or command the terminal."""
+    """Returns a name with characters escaped that would break the line or control the terminal."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def existing_folder(path: str | None) -> Path:
-    """Returns `data.path`, which must be a folder. Raises UserError where it is none."""
+    """Returns `data.path`. Raises UserError if it is not a folder."""
     assert path is not None
     if not paths.is_folder(path):
         raise UserError(f"data.path is {path}, but there is no such folder: check the path.")
@@ -105,7 +105,7 @@ def existing_folder(path: str | None) -> Path:
 
 
 def contents(file: Path) -> bytes:
-    """Returns what a file holds. Raises UserError where it cannot be read."""
+    """Returns the bytes of a file. Raises UserError if it cannot be read."""
     try:
         return file.read_bytes()
     except OSError as error:
@@ -113,7 +113,7 @@ def contents(file: Path) -> bytes:
 
 
 def refuse_columns(data: DataConfig, place: Path) -> None:
-    """Raises UserError where a configuration or a column is named, though the files found have neither."""
+    """Raises UserError if a configuration or a column is named, but the files have neither."""
     for key in ("config", "image_column", "label_column"):
         if getattr(data, key) is not None:
             raise UserError(

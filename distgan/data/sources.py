@@ -1,4 +1,4 @@
-"""Where training images come from: one function for each `data.source`."""
+"""Finds the training images: one function for each `data.source`."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -28,10 +28,10 @@ _FASHION_MNIST = (
 
 
 def find(data: DataConfig) -> Source:
-    """Finds the source that the configuration names; reads no picture yet.
+    """Returns the source that the data group names. Reads no picture yet.
 
     Raises:
-        UserError: one sentence on what is missing, empty, damaged, of another layout, or not to be had.
+        UserError: the source is missing, empty, damaged, of an unknown layout, or cannot be fetched.
     """
     return _SOURCES[data.source](data)
 
@@ -75,9 +75,14 @@ def _fashion_mnist(data: DataConfig) -> Source:
     def records(every: int) -> Iterator[Record]:
         pictures, targets = idx.read(images, 3), idx.read(labels, 1)
         if len(pictures) != len(targets):
-            raise UserError(f"{images} has {len(pictures)} images, but {labels} has {len(targets)} labels.")
+            raise UserError(
+                f"{images} has {len(pictures)} images, but {labels} has {len(targets)} labels: copy or download both "
+                "again."
+            )
         if len(targets) and targets.max() >= len(_FASHION_MNIST):
-            raise UserError(f"{labels} has labels up to {targets.max()}, but there are 10 classes.")
+            raise UserError(
+                f"{labels} has labels up to {targets.max()}, but there are 10 classes: copy or download it again."
+            )
         for i in range(0, len(pictures), every):
             yield Record(f"image {i} of {images.name}", pictures[i], int(targets[i]))
 

@@ -1,13 +1,13 @@
-"""The prepared training set: decoded, cropped and resized once, kept on disk, memory-mapped by every process.
+"""Prepares training sets: decodes, crops and resizes all images once, and keeps them on disk as a store.
 
-A store lies in the user's cache folder under a hash of the source's content and of what is made of it. One process on
-a machine prepares it while the others wait for its lock; it is renamed into place when it is whole, so that a
-half-written one is never used and two jobs that prepare the same data at once do no harm.
+A store is a folder in the user's cache, named by a hash of the source's content and of the settings. One process of a
+machine prepares it while the others wait for its lock. It is renamed into place when it is whole, so that nobody uses
+half of one, and two jobs that prepare the same data at once do no harm. Every process maps it into memory.
 
     images.bin   uint8 (N, C, H, W)
-    labels.bin   int64 (N,), -1 where there is none
-    store.json   shape, class names, fingerprint, how many pictures were skipped and are of one colour throughout, and
-                 by what scale more than 8 bits became 8
+    labels.bin   int64 (N,), -1 for an image without a label
+    store.json   shape, class names, fingerprint, the numbers of skipped pictures and of pictures of one colour, and
+                 the scale by which more than 8 bits became 8
 """
 
 import contextlib
@@ -52,43 +52,44 @@ _THREADS = 8  # at most; each may hold a large picture, a gigabyte of it at Pill
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A training set, ready to be fed."""
+    """A prepared training set."""
 
     pixels: Tensor
     """uint8 (N, C, H, W), memory-mapped."""
     labels: Tensor | None
-    """int64 (N,), or None where the source has none."""
+    """int64 (N,); None if the source has no labels."""
     classes: tuple[str, ...] | None
-    """Names of the labels."""
+    """Names of the classes; None if there are no labels."""
     fingerprint: str
-    """A hash of the pictures as the source has them and of their labels, so that a run never resumes on others."""
+    """A hash of the source's pictures and labels, so that a run never resumes on others."""
     skipped: int
-    """How many pictures could not be decoded and were left out."""
+    """The number of pictures that could not be decoded and were left out."""
     plain: int | None
-    """How many are of one colour throughout; None in a store of an earlier version."""
+    """The number of pictures of one colour; None in a store of an earlier version."""
     scale: Scale | None
-    """What of pictures of more than 8 bits became 0 and 255; None where there are none."""
+    """The values of deep pictures that became 0 and 255; None if all pictures have at most 8 bits."""
     folder: Path
-    """Where the store lies."""
+    """The store's folder."""
     left_out: str = ""
-    """What lies with the pictures and was not read, as a user is told; empty where that is nothing."""
+    """A line for the user about files that were not read; empty if there are none."""
 
     @property
     def channels(self) -> int:
+        """Returns the number of channels, 1 or 3."""
         return self.pixels.shape[1]
 
 
 def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = None) -> Images:
-    """Opens the store of a source, preparing it first where there is none.
+    """Opens the store of a source, and prepares it first if there is none.
 
     Args:
         data: the source.
-        batch_size: how many images there must be.
-        like: the training images that these are compared with: pictures of more than 8 bits take their scale.
+        batch_size: the least number of images.
+        like: the training images that these are compared with; deep pictures take their scale.
 
     Raises:
-        UserError: the source is missing, damaged or not to be had, the cache folder cannot be written or is too small,
-            or there are fewer images than one batch.
+        UserError: the source is missing, damaged or cannot be fetched, the cache folder cannot be written or is too
+            small, or there are fewer images than one batch.
     """
     source = sources.find(data)
     images = _opened(source, data) or _prepare_alone(source, data)
@@ -105,10 +106,10 @@ def load(data: DataConfig, *, batch_size: int = 1, like: DataConfig | None = Non
 
 
 def test_split(data: DataConfig) -> DataConfig:
-    """Returns the images of a source that nobody trains on.
+    """Returns the data group of images of the same source that nobody trains on.
 
     Raises:
-        UserError: there are none.
+        UserError: the source has no other split.
     """
     other = sources.find(data).unseen
     if other is None and data.source == "folder":
@@ -123,9 +124,10 @@ def test_split(data: DataConfig) -> DataConfig:
 
 
 def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -> Path:
-    """Returns the folder of a source's store, which need not exist yet, by its own scale or by another.
+    """Returns the folder of a source's store, which need not exist yet; `scale` replaces the source's own scale.
 
-    The content's hash is remembered with the files' names, sizes and times, so that unchanged files are read but once.
+    The hash of the content is remembered with the files' names, sizes and times, so that unchanged files are read only
+    once.
     """
     cache = cache_folder(data)
     memo = cache / "fingerprints" / source.stamp()
@@ -145,16 +147,16 @@ def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -
 def preview(
     source: Source, data: DataConfig, count: int, *, scale: Scale | None = None
 ) -> tuple[Tensor, Tensor, Scale | None]:
-    """Takes images from all over the source as the networks would be fed them, and prepares nothing.
+    """Returns images from all over a source as the networks would see them, without preparing a store.
 
     Args:
-        source: where they come from.
-        data: how they are fed.
-        count: at most how many.
-        scale: of pictures of more than 8 bits. If unset, that of the prepared store, else what these few alone give.
+        source: the source.
+        data: the recipe's data group.
+        count: the most images to return.
+        scale: the scale of deep pictures. If unset, the prepared store's, or the scale of these few pictures.
 
     Returns:
-        uint8 (at most count, C, H, W), labels int64, -1 where there is none, and the scale that was used.
+        Images, uint8 (at most count, C, H, W); labels, int64, -1 without a label; and the scale that was used.
 
     Raises:
         UserError: none of them can be decoded, or one cannot and `data.skip_bad` is off.
@@ -176,7 +178,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
     """Checks that every picture of a source has the size and channels of `data` already, so that none is resized.
 
     Raises:
-        UserError: one has not, or cannot be read.
+        UserError: a picture has another size or number of channels, or cannot be read.
     """
     wanted = (data.image_size, data.image_size, data.channels)
     for record in sources.find(data).records(1):
@@ -188,7 +190,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
                     image.height,
                     1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
                 )
-        except Exception as error:  # Pillow's openers meet damage, and a decompression bomb, with nearly everything
+        except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
             raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
         if found != wanted:
             raise UserError(
@@ -198,7 +200,7 @@ def refuse_other_shapes(data: DataConfig) -> None:
 
 
 def spread(source: Source, count: int) -> Iterator[Record]:
-    """Returns at most this many records from all over the source, whose beginning may show a single class."""
+    """Yields at most `count` records from all over a source, because its beginning may have only one class."""
     return itertools.islice(source.records(-(-source.count // count)), count)
 
 
@@ -210,17 +212,17 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def _opened(source: Source, data: DataConfig, scale: Scale | None = None) -> Images | None:
-    """Opens the store of a source, or returns None where there is no whole one made by today's rules."""
+    """Opens the store of a source; None if there is no whole one made by today's rules."""
     folder = store_folder(source, data, scale)
     images = _open(folder)
     if images is None or images.plain is not None:
         return images
-    # Made before there was one scale for a source: as good as new, where no picture has more than 8 bits.
+    # This store is older than the rule of one scale per source. It is still right if no picture is deep.
     if any(_threaded(lambda record: extent(record.content), source.records(1))):
         return None
     low, high = images.pixels.flatten(2).aminmax(dim=2)
     images = dataclasses.replace(images, plain=int(nearly_one_colour(low, high).sum()))
-    with contextlib.suppress(OSError):  # a cache that may only be read serves as well, with this work at each start
+    with contextlib.suppress(OSError):  # a read-only cache works as well, but repeats this at each start
         described = json.loads((folder / "store.json").read_text())
         files.replace(folder / "store.json", json.dumps({**described, "plain": images.plain}).encode())
     return images
@@ -250,14 +252,14 @@ def _open(folder: Path) -> Images | None:
 
 
 def _prepare_alone(source: Source, data: DataConfig, scale: Scale | None = None) -> Images:
-    """Prepares the store while every other process on this machine that wants it waits."""
+    """Prepares the store while other processes of this machine that want it wait."""
     folder = store_folder(source, data, scale)
     with writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_suffix(".lock")) as alone:
-            images = _opened(source, data, scale)  # somebody else was first
+            images = _opened(source, data, scale)  # another process may have been first
             if images is None:
-                for leftover in folder.parent.glob(f"{folder.name}.*.tmp") if alone else ():  # of one that was killed
+                for leftover in folder.parent.glob(f"{folder.name}.*.tmp") if alone else ():  # a killed process's
                     shutil.rmtree(leftover, ignore_errors=True)
                 _prepare(source, data, folder, scale)
                 images = _open(folder)
@@ -280,15 +282,15 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
     try:
         try:
             written = _write(source, data, partial, scale)
-        except DeepError:  # only now are all values looked at: sources of 8 bits pay nothing
+        except DeepError:  # now all values must be looked at first; sources of 8 bits need no second pass
             records = shown(source.records(1), f"measuring {data.source}", source.count)
             scale = (scale or Scale()).or_else(_measured(records))
             written = _write(source, data, partial, scale)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's is the owner's alone
+        partial.chmod(0o777 & ~_umask())  # mkdtemp gives access to the owner only
         existing = _open(folder)
         if existing is None or existing.plain is None:
-            shutil.rmtree(folder, ignore_errors=True)  # one that is not whole, or of other rules
-            with contextlib.suppress(OSError):  # where there are no locks, another may just have been first
+            shutil.rmtree(folder, ignore_errors=True)  # not whole, or made by older rules
+            with contextlib.suppress(OSError):  # without file locks, another process may just have been first
                 partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -297,7 +299,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
 
 
 def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None) -> int:
-    """Writes a store's files into a folder, says what is to be said of them, and returns how many images it holds."""
+    """Writes a store's files into a folder, tells the user what is unusual, and returns the number of images."""
     channels = data.channels or source.channels
     labels: list[int] = []
     skipped: list[str] = []
@@ -316,7 +318,7 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         os.fsync(stream.fileno())
     if not labels:
         raise UserError(f"no picture of {data.path or data.id or data.source} can be decoded: check the files.")
-    if scale is not None:  # a run must not resume on the same files by another scale
+    if scale is not None:  # a run must not resume on the same files with another scale
         content.update(json.dumps(dataclasses.asdict(scale)).encode())
     np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
     described = {
@@ -342,7 +344,7 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
 
 
 def _measured(records: Iterable[Record]) -> Scale:
-    """Finds the scale of the pictures of more than 8 bits among these. Decodes them, and no others."""
+    """Returns the scale of the deep pictures among these records. Decodes only those."""
 
     def measure(record: Record) -> tuple[str, Extent | None]:
         return record.name, extent(record.content)
@@ -352,7 +354,7 @@ def _measured(records: Iterable[Record]) -> Scale:
 
 
 def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Record]:
-    """Takes each record's content and label into a hash: the same from the hub and from a copy of it."""
+    """Adds each record's content and label to a hash, which is the same for the hub and for a copy of it."""
     for record in records:
         content = record.content if isinstance(record.content, bytes) else record.content.tobytes()
         digest.update(f"{len(content)} {record.label}:".encode() + content)
@@ -362,7 +364,7 @@ def _hashed(records: Iterable[Record], digest: "hashlib._Hash") -> Iterator[Reco
 def _decoded(
     records: Iterable[Record], data: DataConfig, channels: int, skipped: list[str], scale: Scale | None
 ) -> Iterator[tuple[Record, Tensor]]:
-    """Yields each record with its pixels; if undecodable ones may be skipped, their names go to `skipped`."""
+    """Yields each record with its pixels. With `data.skip_bad`, names of undecodable ones are added to `skipped`."""
 
     def attempt(record: Record) -> tuple[Record, Tensor | UndecodableError]:
         try:
@@ -382,7 +384,7 @@ def _decoded(
 
 
 def _threaded(work: Callable[[Record], T], records: Iterable[Record]) -> Iterator[T]:
-    """Yields the outcomes in order. Threads decode, a chunk at a time: Pillow's decoders release Python's lock."""
+    """Yields the results in order. Threads do the work, because Pillow's decoders release Python's lock."""
     remaining = iter(records)
     with ThreadPoolExecutor(min(_THREADS, len(os.sched_getaffinity(0)))) as pool:
         while chunk := list(itertools.islice(remaining, _CHUNK)):
@@ -391,7 +393,7 @@ def _threaded(work: Callable[[Record], T], records: Iterable[Record]) -> Iterato
 
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[bool]:
-    """Waits until no other process holds it. False where there are no file locks: both prepare, which is harmless."""
+    """Waits for a file lock. Yields False if the file system has none: several processes then prepare, without harm."""
     with file.open("a") as stream:
         alone = False
         with contextlib.suppress(OSError):
@@ -402,7 +404,7 @@ def _lock(file: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Wraps what writes in the cache; raises UserError if that fails."""
+    """Wraps writing into the cache. Raises UserError if it fails."""
     try:
         yield
     except OSError as error:

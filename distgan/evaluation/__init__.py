@@ -1,8 +1,8 @@
-"""Measures generators against real images: the same numbers on any number of ranks, and how they came about.
+"""Measures generators against real images. The numbers are the same on any number of ranks.
 
-Each rank draws and looks at its share of the images; what is summed is summed in float64 over all ranks, and only what
-KID and PRDC need of single images goes to rank zero, which computes the scores. What real images look like to an
-extractor is computed once and kept in the cache.
+Each rank draws its share of the images and passes them through the extractor. Sums are taken in float64 over all ranks.
+Only the features that KID and PRDC need go to rank zero, which computes the scores. The features of real images are
+computed once and kept in the cache.
 """
 
 import sys
@@ -33,9 +33,10 @@ _FORMAT = 1  # of what is kept of real images; goes up whenever anything changes
 _STREAM = "evaluation"
 _SPLITS = 10  # of the Inception score
 _NEIGHBOUR = 5  # of PRDC
-_PRDC_MOST = 10_000  # images of each kind, as its authors take: it compares all pairs
+_PRDC_MOST = 10_000  # most images of each kind, as in its authors' code, because it compares all pairs
 _BLOCK = 1000  # images of each kind in a block of KID
-_SAID_OF_A_REFERENCE = {  # where pictures are refused: a reference has no settings of its own
+# Parts of messages about training images, and what they become for a reference, which has no settings of its own.
+_SAID_OF_A_REFERENCE = {
     "data.path": "the reference",
     ", or leave such pictures out with --data.skip_bad=true": "",
     "data.split is train, but the splits in": "the splits in the reference",
@@ -44,38 +45,39 @@ _SAID_OF_A_REFERENCE = {  # where pictures are refused: a reference has no setti
 
 
 class Measured(NamedTuple):
-    """What was measured, and how."""
+    """The numbers of a generator, and how they were measured."""
 
     numbers: dict[str, float]
-    """By name: those asked for; `spread` of the features; of the classifier's `classes` how many are `drawn`."""
+    """Numbers by name: the metrics, `spread` of the features, and with the classifier `classes` and how many are
+    `drawn`."""
     protocol: dict[str, Any]
-    """All that another number must share to be compared with these."""
+    """How the numbers were measured. Only numbers with equal protocols can be compared."""
 
     def report(self, generator: str, step: int, floor: dict[str, float] | None) -> Report:
-        """Returns the numbers with what real images score and the protocol, for a file."""
+        """Returns a report for a file: the numbers, the protocol, and `floor`, what real images score."""
         return Report(generator, step, self.numbers, floor, self.protocol)
 
 
 class Evaluation:
-    """One extractor, one set of real images and what is asked for. Made by each rank alone; `join` comes after."""
+    """Measures generators by one extractor against one set of real images. Each rank makes its own and calls `join`."""
 
     extractor: Extractor
-    """On the ranks' device, once joined."""
+    """The extractor on the rank's device; set by `join`."""
     floor: dict[str, float] | None
-    """Once joined: what real images of the other split score, which no generator is expected to beat; None where the
-    source has no such split."""
+    """What real images of the other split score, which no generator is expected to beat; None if the source has no such
+    split. Set by `join`."""
 
     def __init__(
         self, config: EvalConfig, images: DataConfig, spec: ImageSpec, *, rank: int, own_weights: Path | None = None
     ) -> None:
-        """Finds whatever can be wrong; on rank zero has the extractor's weights ready, training them if need be.
+        """Checks everything that can be wrong. On rank zero, also finds or trains the extractor's weights.
 
         Args:
-            config: what is asked for.
+            config: extractor, metrics, reference and number of samples.
             images: the data set that the generator was trained on.
-            spec: of the generator's images.
-            rank: of this process.
-            own_weights: file of the classifier that the generator's run has measured itself by, if it has.
+            spec: the generator's images.
+            rank: the rank of this process.
+            own_weights: where the generator's run keeps its classifier, if it has one.
 
         Raises:
             UserError: real images, labels or weights are missing or do not fit, or there are too few images.
@@ -94,12 +96,12 @@ class Evaluation:
 
     @property
     def weights(self) -> Weights:
-        """Returns the extractor's weights; after `join` also on ranks other than zero."""
+        """Returns the extractor's weights: on rank zero at once, on the others after `join`."""
         assert self._weights is not None
         return self._weights
 
     def join(self, ranks: Ranks, *, progress: bool = False) -> None:
-        """Collective: gives every rank the extractor, and rank zero what it makes of the real images."""
+        """Collective: gives every rank the extractor, and computes the features of the real images."""
         self._ranks, self._progress = ranks, progress
         self._weights = ranks.on_rank_zero(lambda: self._weights)
         self.extractor = extractor_weights.build(self._config, self.weights, self._spec).to(ranks.accelerator.device)
@@ -107,22 +109,21 @@ class Evaluation:
         self.floor = self._find_floor()
 
     def measure(self, generator: Generator, *, seed: int = 0, weights: str = "averaged") -> Measured:
-        """Collective: scores a generator that is the same on every rank, on `eval.num` images.
+        """Collective: scores a generator by `eval.num` images. All ranks must have the same weights.
 
-        Image i is a function of (seed, i) alone. It runs in full precision, changes no random state, and keeps no
-        image.
+        Image i depends only on (seed, i). It runs in full precision, changes no random state, and keeps no image.
 
         Args:
-            generator: on the ranks' device.
-            seed: of the draws.
-            weights: `averaged` or `raw`, which the generator has; for the protocol.
+            generator: the generator, on the ranks' device.
+            seed: the seed of the images.
+            weights: which weights the generator has, `averaged` or `raw`; for the protocol.
         """
         numbers = self._scores(lambda first, _: generator.draw(first, seed=seed, stream=_STREAM), self._config.num)
         labels = {"labels": "as often as the training images have them"} if generator.class_counts else {}
         return Measured(numbers, {**self._protocol(seed=seed, weights=weights), **labels})
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
-        """Collective."""
+        """Collective: passes `num` images through the extractor and returns their scores."""
         keep = num if self._asks_for_kid else _PRDC_MOST if "prdc" in self._config.measured else 0
         drawn_features = self._extract(draw, num, keep=keep, what="evaluating")
 
@@ -133,7 +134,7 @@ class Evaluation:
         return self._ranks.on_rank_zero(score)
 
     def _numbers(self, real: "_Features", fake: "_Features") -> dict[str, float]:
-        """Computes, on rank zero, every number that is asked for."""
+        """Computes every metric that was asked for. Rank zero only."""
         device = self._ranks.accelerator.device
         distance, score, _, _ = EVAL_METRICS[self._config.extractor]
         numbers: dict[str, float] = {}
@@ -157,16 +158,20 @@ class Evaluation:
         return numbers
 
     def _extract(self, draw: Callable[[int, int], Tensor], num: int, *, keep: int, what: str) -> "_Features":
-        """Collective: one pass of the extractor over images that `draw(first, count)` gives, at least count of them.
+        """Collective: passes images through the extractor, and returns their sums and features.
 
-        The features of the first `keep` images are kept, on rank zero.
+        Args:
+            draw: (first, count) -> at least `count` images, beginning with image number `first`.
+            num: the number of images.
+            keep: how many images' features to keep, on rank zero.
+            what: the text beside the progress bar.
         """
         ranks, device = self._ranks, self._ranks.accelerator.device
         found = _Features.nothing(self.extractor, num)
         rows = [found.rows]
         chunks = range(-(-num // CHUNK))
         mine = chunks[len(chunks) * ranks.rank // ranks.world : len(chunks) * (ranks.rank + 1) // ranks.world]
-        # cuDNN's TF32, which training in bf16 allows, would change the features.
+        # cuDNN's TF32 would change the features; training in bf16 switches it on.
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             show = self._progress and ranks.rank == 0
             for chunk in shown(mine, what, len(mine), each=CHUNK * ranks.world) if show else mine:
@@ -182,7 +187,7 @@ class Evaluation:
         return found
 
     def _statistics(self, real: "_Real") -> "_Features | None":
-        """Collective: what the extractor makes of real images, on rank zero; out of its cache if it is there."""
+        """Collective: returns the features of real images on rank zero, from the cache if they are there."""
         num = len(real.images.pixels)
         keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for_kid else 0))
         described = [_FORMAT, self.weights.sha256, real.images.fingerprint, list(real.images.pixels.shape), keep]
@@ -195,11 +200,11 @@ class Evaluation:
         return found
 
     def _find_floor(self) -> dict[str, float] | None:
-        """Collective: the floor, out of rank zero's cache if it is there."""
-        with self._ranks.alone():  # a machine may have to prepare the images
+        """Collective: returns the floor, from rank zero's cache if it is there."""
+        with self._ranks.alone():  # this machine may have to prepare the images first
             other = self._find_other()
         fingerprints = self._ranks.gather(other.images.fingerprint if other is not None else None)
-        if other is None or len(set(fingerprints)) > 1:  # a machine that lacks the split has no say in the numbers
+        if other is None or len(set(fingerprints)) > 1:  # a machine lacks the split: then there is no floor
             return None
         num, kept = len(other.images.pixels), self._config.num if self._asks_for_kid else 0
         described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
@@ -211,7 +216,7 @@ class Evaluation:
         return numbers
 
     def _find_other(self) -> "_Real | None":
-        """Finds the split that is not the reference, if the source has it here."""
+        """Returns the split that is not the reference, if this machine has it."""
         other = {"train": "test", "test": "train"}.get(self._config.reference)
         try:
             return _find(other, self._data, self._spec) if other is not None else None
@@ -267,7 +272,7 @@ class Evaluation:
 
 @dataclass
 class _Features:
-    """What an extractor makes of images: sums over all of them, and the features of some, float32 (N, dim)."""
+    """The extractor's outputs: sums over all images, and the features of the first ones, float32 (N, dim)."""
 
     moments: Moments
     classes: ClassSums
@@ -294,7 +299,7 @@ class _Features:
 
 @dataclass(frozen=True)
 class _Real:
-    """Real images, in a random order that is always the same, so that any number of first ones stands for all."""
+    """Real images in a fixed random order, so that the first ones represent all."""
 
     what: str
     images: data.Images

@@ -1,6 +1,7 @@
-"""Trains the classifier whose features serve where Inception's weights do not: a procedure that is always the same.
+"""Trains the classifier, the extractor that needs no download.
 
-Everything about it is fixed, so that its weights are a function of the images, the labels and the kind of processor.
+Everything about the training is fixed, so that the weights depend only on the images, the labels and the kind of
+processor.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from distgan import seeding
 from distgan.evaluation.extractors import Classifier
 
 PROCEDURE = 1
-"""Goes up whenever anything here, or in the network, changes the weights."""
+"""A version number. Raise it when a change here or in the network changes the weights."""
 
 _BATCH = 128
 _EPOCHS = 5
@@ -24,16 +25,15 @@ _SEED = 0
 
 
 def train(pixels: Tensor, labels: Tensor, *, classes: int) -> tuple[Classifier, float]:
-    """Trains on nine tenths of the images, and returns the network and its accuracy on the tenth that it never saw.
+    """Trains on nine tenths of the images, and returns the network and its accuracy on the last tenth.
 
-    On one thread of the CPU, whatever else there is, because the bits depend on that and on the kind of processor.
-    Adam, with a one-cycle schedule (Smith and Topin 2018, in PyTorch's version), on batches of 128 for 5 epochs, or 400
-    steps where that is more.
+    It always runs on one CPU thread, because the bits depend on the number of threads. Adam with a one-cycle schedule
+    (Smith and Topin 2018, in PyTorch's version), batches of 128, for 5 epochs or 400 steps, whichever is more.
 
     Args:
         pixels: uint8 (N, C, H, W).
-        labels: int64 (N,); -1 where an image has none.
-        classes: number of labels.
+        labels: int64 (N,); -1 for an image without a label.
+        classes: the number of classes.
     """
     labelled = torch.nonzero(labels >= 0).flatten()
     shuffled = labelled[torch.from_numpy(seeding.generator(_SEED, "classifier.held_out").permutation(len(labelled)))]
@@ -71,7 +71,7 @@ def _one_thread() -> Iterator[None]:
 
 @torch.no_grad()
 def _initialise(network: nn.Module) -> None:
-    """He's initialisation (He et al. 2015, eq. 10)."""
+    """Draws weights by He's initialisation (He et al. 2015, eq. 10); biases are 0."""
     rng = seeding.torch_generator(_SEED, "classifier.init")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

@@ -1,6 +1,6 @@
-"""What turns images into features: InceptionV3 as FID is published with, and a small classifier that needs no download.
+"""The extractors: InceptionV3, which published FIDs use, and a small classifier that needs no download.
 
-An extractor maps uint8 (N, C, H, W) to features (N, dim) and class logits (N, classes), both float32, in one pass.
+An extractor maps images, uint8 (N, C, H, W), to features (N, dim) and class logits (N, classes), both float32.
 """
 
 import io
@@ -14,16 +14,16 @@ from distgan.errors import UserError
 
 
 class Extractor(nn.Module):
-    """Base of the extractors: in eval mode, without gradients, float32. A subclass sets these."""
+    """Base of the extractors: float32, in eval mode, without gradients. A subclass sets the attributes."""
 
     name: str
-    """What `eval.extractor` calls it."""
+    """Its name in `eval.extractor`."""
     dim: int
-    """Features of an image."""
+    """The number of features of an image."""
     classes: int
-    """Classes that it tells apart."""
+    """The number of classes."""
     resize: str
-    """What it does to images of another size than its own, for the protocol."""
+    """How it resizes images, for the protocol."""
 
 
 class Inception(Extractor):
@@ -39,17 +39,17 @@ class Inception(Extractor):
         """Builds the network and loads its weights.
 
         Args:
-            weights: by name.
+            weights: the weights by name.
             layers: torch-fidelity's names of the features and of the logits; the defaults are those of FID.
 
         Raises:
-            UserError: the weights are another network's.
+            UserError: the weights belong to another network.
         """
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         super().__init__()
         self._layers = layers
-        # It takes its weights out of a pickle only: one that is made here, of tensors that were read without.
+        # torch-fidelity reads weights only from a pickle. This one is made here, of tensors that were read without one.
         pickle = io.BytesIO()
         torch.save(dict(weights), pickle)  # noqa: TID251
         pickle.seek(0)

@@ -1,4 +1,4 @@
-"""The formulas: features of images -> numbers. float64 throughout; sums can be added over processes."""
+"""The formulas that turn features of images into metrics, in float64. Sums can be added over processes."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class Moments:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """Returns what is added up over processes, in place."""
+        """Returns the tensors to be summed over processes, in place."""
         return {"count": self.count, "sum": self.sum, "outer": self.outer}
 
     @property
@@ -51,22 +51,24 @@ def frechet(real: Moments, fake: Moments) -> float:
 
 
 def spread(real: Moments, fake: Moments) -> float:
-    """How far generated images lie apart as a share of how far real ones do: 1 where they are as diverse, 0 where one
-    image is all there is. The root mean square distance of pairs is the root of twice the covariance's trace.
+    """Returns the root mean square distance between generated images, divided by that between real ones.
+
+    It is 1 if they are equally diverse, and 0 if all generated images are equal. The root mean square distance of pairs
+    is the root of twice the covariance's trace.
     """
     return float((fake.covariance.trace() / real.covariance.trace()).clamp(min=0).sqrt())
 
 
 class ClassSums:
-    """What the Inception score needs of a classifier's logits, in one pass: sums for each of the splits."""
+    """The sums over a classifier's logits that the Inception score needs, for each of its splits, in one pass."""
 
     def __init__(self, classes: int, *, num: int, splits: int = 10) -> None:
         """Begins with no image.
 
         Args:
-            classes: how many the logits tell.
-            num: images to come.
-            splits: parts, in the order of the images, over which the score is averaged.
+            classes: the number of classes.
+            num: the number of images that will be added.
+            splits: the number of parts, in the order of the images, over which the score is averaged.
         """
         self._num, self._splits = num, splits
         self.count = torch.zeros(splits, dtype=torch.float64)
@@ -85,7 +87,7 @@ class ClassSums:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """Returns what is added up over processes, in place."""
+        """Returns the tensors to be summed over processes, in place."""
         return {"count": self.count, "negentropy": self.negentropy, "p": self.p}
 
     @property
@@ -103,8 +105,8 @@ class ClassSums:
 def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float | None]:
     """Returns the kernel Inception distance: unbiased squared MMD with (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
 
-    The mean over disjoint blocks of as many images, in their order, and its standard error (None of a single block): an
-    unbiased estimate that depends on no random subsets. What does not fill a block is left out.
+    The mean over disjoint blocks of `block` images, in their order, and its standard error (None for a single block).
+    This estimate is unbiased and needs no random subsets. Images that do not fill a block are left out.
 
     Args:
         real, fake: features, (N, dim) and (M, dim).
@@ -120,7 +122,7 @@ def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float 
 def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
     """Returns precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020, eqs. 4 and 5).
 
-    An image lies in the manifold of a set where it is nearer to one of its images than that one's k-th neighbour.
+    An image is in the manifold of a set if it is nearer to an image of the set than that image's k-th neighbour is.
 
     Args:
         real, fake: features, (N, dim) and (M, dim), with N, M > k.
@@ -128,7 +130,7 @@ def prdc(real: Tensor, fake: Tensor, *, k: int = 5) -> dict[str, float]:
     """
     real, fake = real.double(), fake.double()
     real_radius, fake_radius = _radius(real, k), _radius(fake, k)
-    # In how many real images' neighbourhoods each fake one lies.
+    # For each fake image, the number of real images in whose neighbourhood it is.
     in_real = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
     in_fake, covered = [], []
     for rows, radius in zip(_blocks(real), _blocks(real_radius), strict=True):

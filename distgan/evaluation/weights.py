@@ -1,4 +1,4 @@
-"""Where an extractor's weights come from: a file of the user's, the run's own, the cache, a download, or a training."""
+"""Finds an extractor's weights: in the user's file, the run's folder or the cache, by download or by training."""
 
 import time
 from collections.abc import Mapping
@@ -22,23 +22,23 @@ class Weights(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
-    """Of the file that they lie in."""
+    """The hash of their file."""
     accuracy: float | None
-    """Of a classifier that was trained here: on images that it never saw."""
+    """The accuracy on images that it never saw, of a classifier from the cache; None for other weights."""
     file: Path
 
 
 def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path | None) -> Weights:
-    """Reads the weights, or makes or fetches them first.
+    """Reads the weights; trains or fetches them first if needed.
 
     Args:
-        config: names the extractor, and a file if it is the user's.
-        images: what a classifier is trained on.
-        spec: of the images that it will be shown.
-        own: file of the classifier that a run has measured itself by so far, if there is one.
+        config: the extractor, and the user's file if there is one.
+        images: the images that a classifier is trained on.
+        spec: the images that the extractor will be given.
+        own: where the run keeps its classifier, if it may have one.
 
     Raises:
-        UserError: there are none to be had, or they are not this extractor's.
+        UserError: the weights cannot be found, fetched or trained, or do not fit the extractor.
     """
     accuracy = None
     if config.extractor_weights is not None:
@@ -51,7 +51,7 @@ def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path |
         file, accuracy = _trained(images)
     read, sha256 = tensors.read_weights(file)
     weights = Weights(read, sha256, accuracy, file)
-    build(config, weights, spec)  # refused now rather than on every rank
+    build(config, weights, spec)  # wrong weights are refused now, before other ranks get them
     return weights
 
 
@@ -59,7 +59,7 @@ def build(config: EvalConfig, weights: Weights, spec: ImageSpec) -> Extractor:
     """Returns the extractor, on the CPU.
 
     Raises:
-        UserError: the weights are another network's.
+        UserError: the weights belong to another network.
     """
     if config.extractor == "inception":
         return Inception(weights.tensors)
@@ -70,12 +70,12 @@ def build(config: EvalConfig, weights: Weights, spec: ImageSpec) -> Extractor:
 
 
 def _trained(images: DataConfig) -> tuple[Path, float]:
-    """Returns the classifier of these images, from the cache or trained now, and its accuracy."""
+    """Returns the file of these images' classifier, from the cache or trained now, and its accuracy."""
     found = data.load(images)
     if found.labels is None or found.classes is None or not (found.labels >= 0).any():
         strays = data.find(images).strays if images.source == "folder" else ""
         raise UserError(
-            f"{images.source} has no labels to train the classifier on{strays and f', because {strays}'}: choose the "
+            f"{images.source} has no labels to train the classifier on{strays and f', because {strays}'}: use the "
             "extractor inception, or give the weights of a classifier."
         )
     described = [classifier.PROCEDURE, found.fingerprint, list(found.pixels.shape), len(found.classes)]
@@ -86,7 +86,7 @@ def _trained(images: DataConfig) -> tuple[Path, float]:
         network, accuracy = classifier.train(found.pixels, found.labels, classes=len(found.classes))
         cache.put(folder, {"extractor": network.state_dict()}, {"accuracy": accuracy, "data": images.source})
         print(
-            f"the classifier tells {accuracy:.1%} of images right that it never saw "
+            f"the classifier is right on {accuracy:.1%} of images that it never saw "
             f"({time.monotonic() - started:.0f} s): {folder}",
             flush=True,
         )
@@ -94,10 +94,10 @@ def _trained(images: DataConfig) -> tuple[Path, float]:
 
 
 def _inception() -> Path:
-    """Returns where torch-fidelity's InceptionV3 lies in torch's cache; fetches it if it is not there.
+    """Returns the file of torch-fidelity's InceptionV3 in torch's cache; fetches it if it is not there.
 
     Raises:
-        UserError: it cannot be fetched, with what to put where.
+        UserError: it cannot be fetched; the message says which file to put where.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 

@@ -1,4 +1,4 @@
-"""The networks. An architecture is one entry of `ARCHITECTURES`; adding one touches nothing else."""
+"""The networks. An architecture is one entry of `ARCHITECTURES`; adding one changes nothing else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class ImageSpec:
     channels: int
     """1 or 3."""
     class_counts: tuple[int, ...] = ()
-    """How many training images each class has, where the networks take labels."""
+    """The number of training images of each class; empty if the networks take no labels."""
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class ImageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """How a pair of networks is built from the configuration and the images' spec."""
+    """The functions that build a pair of networks from the recipe's model group and the images' spec."""
 
     generator: Callable[[ModelConfig, ImageSpec], Generator]
     """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W) in [-1, 1]."""
@@ -100,7 +100,7 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
-        UserError: the architecture is unknown, has no such norm, or takes no labels where there are some.
+        UserError: the architecture is unknown, lacks this norm, or takes no labels although there are some.
     """
     norm = d_norm(model)
     architecture = _architecture(model.architecture)
@@ -123,7 +123,7 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
 
 @torch.no_grad()
 def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
-    """Applies what holds for the weights after each update: WGAN's bound, and what spectral norm divides by."""
+    """Applies D's constraints after each update: WGAN's clipping of weights, and spectral norm's power iteration."""
     if clip is not None:
         for parameter in discriminator.parameters():
             parameter.clamp_(-clip, clip)
@@ -131,7 +131,7 @@ def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
 
 
 def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
-    """Returns a generator whose weights are yet to be loaded or drawn.
+    """Returns a generator whose weights must still be loaded or drawn.
 
     Raises:
         UserError: the architecture is unknown.
@@ -161,7 +161,7 @@ def _of_images(spec: ImageSpec) -> dict[str, Any]:
 
 @torch.no_grad()
 def _make_orthogonal(network: nn.Module, rng: torch.Generator) -> None:
-    """Makes weights orthogonal (Saxe et al. 2014), as BigGAN and StudioGAN do; what labels choose from, too."""
+    """Makes weights orthogonal (Saxe et al. 2014), as BigGAN and StudioGAN do; also the vectors of the classes."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.orthogonal_(layer.weight, generator=rng)

@@ -1,4 +1,4 @@
-"""What every architecture shares: the generator's interface, and modes."""
+"""The interface of all generators, and contexts that change a network for a while."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from distgan import seeding
 from distgan.errors import UserError, nearest
 
-CHUNK = 64  # images per forward pass of a drawing generator: fixed and always full, so that no rounding depends on n
+CHUNK = 64  # images per forward pass of a generator that samples: always this number, so that n changes no rounding
 
 
 class Generator(nn.Module):
     """Base of all generators: latents (N, latent_dim), labels (N,) -> images (N, C, H, W) in [-1, 1].
 
-    A subclass defines `forward(z, y=None)`; the labels are None where there are no classes.
+    A subclass defines `forward(z, y=None)`; labels are None if there are no classes.
     """
 
     class_names: tuple[str, ...] = ()
-    """Names of the classes by their labels, where they are known."""
+    """Names of the classes, in the order of their labels; empty if they are not known."""
 
     def __init__(self, *, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
-        """Keeps what every generator knows of its inputs.
+        """Stores the sizes of the inputs.
 
         Args:
-            latent_dim: length of a latent.
-            class_counts: how many training images each class has; empty for a generator without labels.
+            latent_dim: the length of a latent.
+            class_counts: the number of training images of each class; empty for a generator without labels.
         """
         super().__init__()
         self.latent_dim, self.class_counts = latent_dim, class_counts
@@ -39,10 +39,10 @@ class Generator(nn.Module):
         in eval mode and changes no random state.
 
         Args:
-            n: how many.
-            seed: of the latents.
-            label: the class of all of them, by its name or number, of a generator that takes labels; if unset it draws
-                each class as often as the training images have it.
+            n: the number of images.
+            seed: the seed of the latents.
+            label: the class of all images, by name or number. If unset, a generator with labels draws each class as
+                often as the training images have it.
 
         Raises:
             UserError: n is not positive, or there is no such class.
@@ -53,10 +53,10 @@ class Generator(nn.Module):
         return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
 
     def label_of(self, wanted: int | str) -> int:
-        """Returns the label of a class that is named, or given by its label.
+        """Returns the label of a class, given by its name or its label.
 
         Raises:
-            UserError: there is no such class, or none of the training images was of it.
+            UserError: there is no such class, or no training image belongs to it.
         """
         if isinstance(wanted, str) and self.class_counts:
             found = self.named(wanted)
@@ -80,7 +80,7 @@ class Generator(nn.Module):
         return label
 
     def named(self, name: str) -> int | None:
-        """Returns the label of the class of this name, however its accents are encoded; None where there is none."""
+        """Returns the label of the class with this name, however accents are encoded; None if there is none."""
         if name in self.class_names:
             return self.class_names.index(name)
         composed = [unicodedata.normalize("NFC", one) for one in self.class_names]
@@ -92,13 +92,13 @@ class Generator(nn.Module):
         return torch.cat([self.sample(columns, seed=seed, label=label) for label in labels])
 
     def draw(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
-        """Images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
+        """Draws images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
         images = self.images(first, seed=seed, stream=stream, label=label)
         return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
     @torch.no_grad()
     def images(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
-        """Returns the images as the network gives them: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
+        """Returns the same images as the network's output: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
         with eval_mode(self):
@@ -107,7 +107,7 @@ class Generator(nn.Module):
             )
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
-        """Returns the labels of these images, (CHUNK,) on the network's device; None if it takes none."""
+        """Returns the labels of the same images, (CHUNK,), on the network's device; None without classes."""
         if not self.class_counts:
             return None
         if label is None:
@@ -119,7 +119,7 @@ class Generator(nn.Module):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Puts a module into eval mode, and each part back into its own after."""
+    """Puts a module into eval mode, and at the end each part back into its own mode."""
     training = {part: part.training for part in module.modules()}
     module.eval()
     try:

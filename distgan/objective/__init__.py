@@ -1,7 +1,7 @@
-"""What is minimised: each half of a step as a function of tensors that returns a loss and what is logged.
+"""The objective: each half of a step as a function of tensors that returns a loss and the values to log.
 
-No step, rank or optimiser is known here. Means are over the images of a rank; ranks have equal shares, so that DDP's
-mean over ranks is the mean over the global batch.
+Nothing here knows the step, the rank or the optimisers. Means are over the images of a rank. Ranks have equal shares,
+so that DDP's mean over ranks is the mean over the global batch.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Discriminator = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class Terms(NamedTuple):
-    """What a half of a step comes to."""
+    """The results of one half of a step."""
 
     loss: Tensor
-    """A scalar, for one backward pass: a second would break DDP's reduction."""
+    """The scalar to minimise, for one backward pass: a second one would break DDP's reduction."""
     logged: dict[str, Tensor]
     """Detached scalars by their names in metrics.jsonl."""
 
@@ -43,7 +43,7 @@ class Objective:
 
     @property
     def logged(self) -> tuple[str, ...]:
-        """Returns the names of all that the two halves log."""
+        """Returns the names of all values that the two halves log."""
         penalty = ("loss/penalty",) if self.penalties.weights else ()
         return ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after", *penalty)
 
@@ -57,7 +57,7 @@ class Objective:
             plain_D: the same network without its wrapper and in full precision, for penalties.
         """
         due = self.penalties.due(batch.update)
-        # A penalty at real images or fakes can share the loss's own forward pass: their gradient is then wanted here.
+        # A penalty at real images or fakes can share the loss's forward pass. It then needs their gradients.
         real = batch.real.detach().requires_grad_(due.shares_pass_at("real"))
         fake = fake.requires_grad_(due.shares_pass_at("fake"))
         real_logits = D(self.augment(real, batch.draw, "real"), batch.y)
@@ -65,7 +65,7 @@ class Objective:
         loss = self.loss.discriminator(real_logits, fake_logits)
 
         def critic(images: Tensor, which: str) -> Tensor:
-            """Slopes are with respect to images before augmentation, as in StyleGAN2-ADA's and R3GAN's code."""
+            """Maps images before augmentation to logits, so that slopes are as in StyleGAN2-ADA's and R3GAN's code."""
             return plain_D(self.augment(images, batch.draw, which), batch.y)
 
         penalty = penalised(due, critic, batch.draw, real=(real, real_logits), fake=(fake, fake_logits))
@@ -78,7 +78,7 @@ class Objective:
         return Terms(loss + penalty, _detached(logged))
 
     def generator(self, D: Discriminator, batch: Batch, fake: Tensor) -> Terms:
-        """Returns the generator's loss; a paired one judges the real images, too.
+        """Returns the generator's loss. A paired loss also needs the logits of the real images.
 
         Args:
             D: the discriminator, whose weights need no gradients.

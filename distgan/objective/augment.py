@@ -1,7 +1,8 @@
 """Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
 
-Real images and fakes alike, in both steps, so that the generator learns nothing of it. Ranges are those of the authors'
-code. What is drawn is drawn for each image of the global batch, so that no number of processes changes it.
+Real images and fakes are augmented in both steps, so that the generator does not learn to draw augmented images. Ranges
+are those of the authors' code. Random numbers are drawn for each image of the global batch, whatever the number of
+processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ class Augment:
         self._names = names
 
     def __call__(self, images: Tensor, draw: Draw, which: str) -> Tensor:
-        """Images (N, C, H, W) in [-1, 1], which colour may leave; `which` tells draws of one update from others."""
+        """Augments images (N, C, H, W) in [-1, 1]; `color` may leave that range. `which` separates draws."""
         for name in self._names:
             count, change = AUGMENTATIONS[name]
             images = change(images, draw(f"augment.{which}.{name}", count))

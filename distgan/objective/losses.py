@@ -22,10 +22,10 @@ class Loss(Protocol):
     """Whether the generator's loss needs the logits of real images too."""
 
     probability: bool
-    """Whether `score` is a probability, by which the guard can tell who wins."""
+    """Whether `score` is a probability, from which the guard can tell which network is winning."""
 
     needs_lipschitz: bool
-    """Whether its discriminator's logits have no bound to strive for, so that something must bound their slope."""
+    """Whether the discriminator's loss has no minimum, so that something must bound the slope of its logits."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Returns the discriminator's loss, a scalar."""
@@ -60,7 +60,7 @@ class NonSaturating:
 
 
 class _ByLogits:
-    """Of losses whose logits are the verdict itself."""
+    """Base of losses whose score is the mean logit."""
 
     paired = False
     probability = False

@@ -27,11 +27,11 @@ class Penalty:
     """A penalty on the slope of the discriminator."""
 
     at: Place
-    """Which images it takes the gradient at: real ones, fakes, or images between the two of each pair."""
+    """The images at which it takes the gradient: real ones, fakes, or images between the two of each pair."""
     of: Callable[[Tensor], Tensor]
     """Gradients (N, C, H, W), one for each image -> what each image adds, (N,)."""
     weight: float
-    """Its weight if `penalty.weight` is unset."""
+    """The default of `penalty.weight`."""
 
 
 def _squared_norm(gradient: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ class Penalties:
     """The penalties of a run."""
 
     weights: dict[str, float]
-    """Of each where it is due, by its name."""
+    """The weight of each penalty at an update where it is due, by its name."""
 
     def __init__(self, config: PenaltyConfig, *, mixed_precision: bool) -> None:
         """Finds the penalties by name.
 
         Args:
-            config: which penalties, how heavy, how often.
+            config: the recipe's penalty group.
             mixed_precision: whether the loss's logits are computed in bf16 or fp16.
 
         Raises:
@@ -90,9 +90,9 @@ class Penalties:
         for name in config.names:
             if name not in PENALTIES:
                 raise UserError(unknown_name("penalty.name", name, [*PENALTIES]))
-        # At every n-th update n times as heavy, so that it weighs the same on the whole (Karras et al. 2020,
-        # StyleGAN2, appendix B; there it has updates of its own, for which Adam is slowed, here it shares those of the
-        # loss).
+        # A penalty at every n-th update gets n times the weight, so that its weight is the same on average (Karras et
+        # al. 2020, StyleGAN2, appendix B. There the penalty has its own updates, with Adam slowed down; here it is
+        # added to the loss of an update).
         self.weights = {
             name: config.every * (PENALTIES[name].weight if config.weight is None else config.weight)
             for name in config.names
@@ -115,7 +115,7 @@ def penalised(
     """Returns the weighted sum of the penalties that are due, a scalar that can be differentiated.
 
     Args:
-        due: which, and how heavy.
+        due: the penalties that are due, with their weights.
         critic: (images, which) -> logits, in full precision; `which` tells draws of augmentation from others.
         draw: uniform numbers for the images.
         real: real images (N, C, H, W) before augmentation, and the loss's logits of them (N,).

@@ -1,1 +1,1 @@
-"""What lies on disk: the only package that writes or reads tensors."""
+"""Checkpoints, exported generators, reports and the cache: the only package that reads or writes tensors."""

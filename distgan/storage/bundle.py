@@ -1,11 +1,11 @@
-"""A folder of tensors that is whole or not there: safetensors, a state in JSON, and a manifest that is written last.
+"""Writes and verifies bundles: folders of tensors that are whole or do not exist.
 
     NAME.safetensors   tensors by name
-    state.json         all that is not a tensor
-    manifest.json      format; each file's size and sha256
+    state.json         everything that is not a tensor
+    manifest.json      the format, and each file's size and sha256; written last
 
-It is written under another name and renamed when every byte is on the disk; readers verify it all the same. No pickle
-is ever written or read: loading somebody's folder cannot run code.
+A bundle is written under another name and renamed when every byte is on the disk. Readers verify it all the same. No
+pickle is ever written or read: loading somebody's bundle cannot run code.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from distgan.storage import tensors
 
 FORMAT = 1
 Files = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by file, without its suffix, and name."""
+"""Tensors by the file's name, without its ending, and by their own name."""
 
 
 def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
-    """Writes a folder of tensors, and what describes them, whole or not at all.
+    """Writes a bundle, whole or not at all.
 
     Raises:
-        OSError: the disk is full or gone, or there is a folder of that name.
+        OSError: the disk is full or gone, or a folder of that name exists.
     """
-    partial = final.with_suffix(f".{secrets.token_hex(4)}.tmp")  # a cache has several writers
+    partial = final.with_suffix(f".{secrets.token_hex(4)}.tmp")  # random, because a cache has several writers
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -55,20 +55,20 @@ def commit(final: Path, files: Files, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Reads what a verified folder holds besides tensors."""
+    """Reads state.json of a verified bundle."""
     return json.loads((folder / "state.json").read_text())
 
 
 def is_whole(folder: Path) -> bool:
-    """Tells whether a folder is a checkpoint in which every file is what its manifest says."""
+    """Tells whether a folder is a bundle in which every file matches the manifest."""
     return problem(folder) is None
 
 
 def problem(folder: Path) -> str | None:
-    """Says what is wrong with a folder, naming the file; None if nothing is.
+    """Says what is wrong with a bundle, naming the file; None if nothing is.
 
     Raises:
-        UserError: it is of a format that this version does not know.
+        UserError: this version does not know the bundle's format.
     """
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -94,5 +94,5 @@ def problem(folder: Path) -> str | None:
 
 
 def to_json(content: Any) -> bytes:
-    """Returns JSON as it stands in files."""
+    """Returns JSON in the form that distgan writes to files."""
     return (json.dumps(content, indent=2) + "\n").encode()

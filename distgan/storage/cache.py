@@ -1,4 +1,4 @@
-"""What is computed once and kept beside the prepared images: extractors, and what they make of real images."""
+"""Keeps results that are computed once beside the prepared images: extractors, and their features of real images."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ def path(images: DataConfig, kind: str, described: list[Any]) -> Path:
 
 
 def put(folder: Path, files: bundle.Files, state: dict[str, Any]) -> None:
-    """Writes an entry; another process may be first.
+    """Writes an entry. If another process was quicker, its entry stays.
 
     Raises:
         UserError: the cache cannot be written.

@@ -1,8 +1,8 @@
-"""A run's checkpoints: one bundle `step_00001000` each; which there are, which is the newest, which may go.
+"""Saves, loads, lists and removes the checkpoints of a run. Each is a bundle, such as `step_00001000/`.
 
 generator.safetensors, discriminator.safetensors, average.safetensors     parameters and buffers by name
-generator_optimizer.safetensors, discriminator_optimizer.safetensors      "parameter name/slot"
-state.json                                                                step and all that is not a tensor
+generator_optimizer.safetensors, discriminator_optimizer.safetensors      Adam's moments by "parameter name/slot"
+state.json                                                                the step and everything that is not a tensor
 """
 
 import logging
@@ -31,7 +31,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 class HoldsTensors(Protocol):
-    """What a file of a checkpoint is taken from and given back to: a network, or an optimiser's `Slots`."""
+    """The source of one file of a checkpoint, which can take it back: a network, or an optimiser's `Slots`."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -39,14 +39,14 @@ class HoldsTensors(Protocol):
 
 
 class Slots:
-    """An optimiser's state by "parameter name/slot", so that nothing depends on order, on wrappers or on world size."""
+    """An optimiser's state by "parameter name/slot", so that it does not depend on order, wrappers or world size."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-        """Args: the optimiser, and the network whose parameters it moves."""
+        """Pairs an optimiser with the network whose parameters it updates."""
         self._optimizer, self._network = optimizer, network
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Returns all slots there are; none before the first update."""
+        """Returns all slots. Before the first update there are none."""
         return {
             f"{name}/{slot}": tensor
             for name, parameter in self._network.named_parameters()
@@ -65,7 +65,7 @@ class Slots:
 
 
 def snapshot(holders: Mapping[str, HoldsTensors]) -> Files:
-    """Copies what each file of a checkpoint holds to host memory, so that it can be written while training goes on."""
+    """Copies the tensors of a checkpoint to host memory, so that they can be written while training goes on."""
     return {
         file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in holder.state_dict().items()}
         for file, holder in holders.items()
@@ -73,13 +73,13 @@ def snapshot(holders: Mapping[str, HoldsTensors]) -> Files:
 
 
 def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
-    """Commits a checkpoint and returns its folder; one of that step that is there already is left as it is.
+    """Writes a checkpoint and returns its folder. If that step has a checkpoint already, it is left as it is.
 
-    To be called on one process only.
+    Call it on one process only.
 
     Raises:
-        NotFiniteError: a tensor has a number that is not finite; nothing was committed.
-        OSError: the disk is full or gone; what was saved before is untouched.
+        NotFiniteError: a tensor holds NaN or inf; nothing was written.
+        OSError: the disk is full or gone; earlier checkpoints are untouched.
     """
     final = folder_of(root, step)
     if final.exists():
@@ -93,10 +93,10 @@ def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
 
 
 def load(folder: Path, holders: Mapping[str, HoldsTensors]) -> dict[str, Any]:
-    """Gives the holders back, in place, what their files in a verified checkpoint hold, and returns its state.
+    """Loads a verified checkpoint into the holders, in place, and returns its state.
 
     Raises:
-        UserError: the tensors are not those of these networks.
+        UserError: the tensors do not fit the networks.
     """
     for file, holder in holders.items():
         found = tensors.read(folder / f"{file}.safetensors")
@@ -108,15 +108,15 @@ def load(folder: Path, holders: Mapping[str, HoldsTensors]) -> dict[str, Any]:
 
 
 def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | None:
-    """Returns the newest whole checkpoint of this step or an earlier one; None if there is no checkpoint at all.
+    """Returns the newest whole checkpoint, at most of step `until` if that is given; None if there is no checkpoint.
 
-    A damaged one is passed over with a warning that names its file; with `set_aside`, for the one process that owns
-    the run, it is also renamed to `*.damaged`, once a whole one is found.
+    A damaged checkpoint is skipped with a warning that names its file. With `set_aside` it is also renamed to
+    `*.damaged`, once a whole one is found; only the process that owns the run may do that.
 
     Raises:
-        UserError: all checkpoints are damaged, or one is of a format that this version does not know. A run must not
-            start again at step 0 over its own history.
-        OSError: the file system fails; that is no damage, and nothing is moved.
+        UserError: all checkpoints are damaged, or this version does not know the format of one. A run must not start
+            again from step 0 over its own history.
+        OSError: the file system fails. That is not damage, and nothing is moved.
     """
     damaged: dict[Path, str] = {}
     for folder in sorted(_folders(root), key=step_of, reverse=True):
@@ -143,9 +143,9 @@ def newest(root: Path, *, set_aside: bool, until: int | None = None) -> Path | N
 
 
 def last_images(root: Path) -> str | None:
-    """Returns the fingerprint of the images that the newest checkpoint was trained on; checks nothing.
+    """Returns the fingerprint of the newest checkpoint's training images, without verifying the checkpoint.
 
-    None where there is no checkpoint, or its state cannot be read.
+    None if there is no checkpoint, or its state cannot be read.
     """
     try:
         fingerprint: str = read_state(max(_folders(root), key=step_of))["images"]
@@ -155,33 +155,33 @@ def last_images(root: Path) -> str | None:
 
 
 def any_in(root: Path) -> bool:
-    """Tells whether any checkpoint lies there: whole, damaged or moved aside."""
+    """Tells whether a folder has any checkpoint: whole, damaged or moved aside."""
     return root.is_dir() and any(folder.suffix != ".tmp" for folder in root.glob("step_*"))
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what a save left that was interrupted. Only for the process that owns the run."""
+    """Removes the partial folders of interrupted saves. Only for the process that owns the run."""
     for partial in root.glob("step_*.tmp"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def prune(root: Path, *, keep_last: int, keep_every: int | None, keep: Collection[int] = ()) -> None:
-    """Removes checkpoints but the newest `keep_last`, those whose step is a multiple of `keep_every`, and these."""
+    """Removes checkpoints, except the newest `keep_last`, multiples of `keep_every`, and the steps in `keep`."""
     folders = sorted(_folders(root), key=step_of)
     for folder in folders[:-keep_last]:
         if step_of(folder) not in keep and (keep_every is None or step_of(folder) % keep_every):
-            doomed = folder.with_suffix(".tmp")  # first out of the readers' sight, whole
+            doomed = folder.with_suffix(".tmp")  # renamed first, so that no reader sees half of it
             folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)  # what is left is removed at the next start
+            shutil.rmtree(doomed, ignore_errors=True)  # if this fails, the next start removes the rest
 
 
 def steps(root: Path) -> list[int]:
-    """Returns the steps of the checkpoints there, whole or not, in order."""
+    """Returns the steps of all checkpoints in a folder, whole or not, in order."""
     return sorted(map(step_of, _folders(root)))
 
 
 def abandon(root: Path, *, after: int) -> None:
-    """Moves the checkpoints after a step out of the readers' sight, to `*.abandoned`."""
+    """Renames the checkpoints after a step to `*.abandoned`, where no reader looks."""
     for folder in _folders(root):
         if step_of(folder) > after:
             disk.move_aside(folder, "abandoned")

@@ -1,7 +1,7 @@
-"""A trained generator on the disk: how it is written, and the one door to it, by run, folder or id on the hub.
+"""Writes exported generators, and finds trained generators by run, folder or id on the hub.
 
-An exported generator is a folder with model.safetensors, config.json (what builds the network) and, if it was measured,
-evaluation.json. Neither data nor recipe is needed to draw from it.
+An exported generator is a folder with model.safetensors, config.json (which says how to build the network) and, if it
+was measured, evaluation.json. Drawing from it needs neither data nor recipe.
 """
 
 import json
@@ -26,27 +26,27 @@ from distgan.storage.report import Report
 
 @dataclass(frozen=True)
 class Exported:
-    """A trained generator and where it came from."""
+    """A trained generator with everything that is known about it."""
 
     generator: Generator
-    """In eval mode, on the CPU."""
+    """The generator, in eval mode on the CPU."""
     spec: ImageSpec
     step: int
-    """At which it was saved."""
+    """The step at which it was saved."""
     recipe: Config | None
-    """Of its run; None where it lies neither in a run's folder nor beside its recipe, as one from the hub."""
+    """The recipe of its run; None if neither a run's folder nor a recipe is beside it, as with one from the hub."""
     extractor: Path | None
-    """Weights of the classifier that its run measured itself by, if it did."""
+    """Where the weights of its run's classifier would be; the file exists if the run was measured by one."""
     evaluation: Report | None
-    """What was measured of it, if anything was."""
+    """Its measurement, if it was measured at this step."""
     run: Places | None
-    """Its run's folder, if it lies in one."""
+    """The run's folder, if the generator is in one."""
 
     def discriminator(self) -> nn.Module | None:
-        """Returns the discriminator of its run's newest checkpoint, in eval mode on the CPU; None without a checkpoint.
+        """Returns the discriminator of the run's newest checkpoint, in eval mode on the CPU; None without a checkpoint.
 
         Raises:
-            UserError: the checkpoints are damaged, or of another recipe.
+            UserError: the checkpoints are damaged, or do not fit the recipe.
         """
         newest = checkpoint.newest(self.run.checkpoints, set_aside=False) if self.run is not None else None
         if newest is None or self.recipe is None:
@@ -57,10 +57,10 @@ class Exported:
 
 
 def find(path: str, *, raw: bool = False) -> Exported:
-    """Loads a generator, with its averaged weights or a run's raw ones, and finds what lies beside it.
+    """Loads a generator with its averaged weights, or with a run's raw ones, and what is beside it.
 
     Raises:
-        UserError: there is none, or no checkpoint with raw weights.
+        UserError: there is no generator, or no checkpoint with raw weights.
     """
     folder, generator, step, spec = _load(path)
     exported, run = folder / "recipe.yaml", Places(folder.absolute().parent)
@@ -72,8 +72,8 @@ def find(path: str, *, raw: bool = False) -> Exported:
         newest = checkpoint.newest(Places(path).checkpoints, set_aside=False)
         if newest is None:
             raise UserError(
-                f"the raw weights are asked for, but {path} is not the folder of a run with checkpoints: give that, or "
-                "leave --weights out."
+                f"--weights is raw, but {path} is not the folder of a run with checkpoints: give one, or leave "
+                "--weights out."
             )
         checkpoint.load(newest, {"generator": generator})
         step, measured = checkpoint.step_of(newest), None
@@ -82,19 +82,19 @@ def find(path: str, *, raw: bool = False) -> Exported:
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
-    """Loads an exported generator, in eval mode on the CPU: from its folder, its run's, or the Hugging Face hub by id.
+    """Loads an exported generator, in eval mode on the CPU: from its folder, its run's folder, or by its id on the hub.
 
-    `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed, and only
-    safetensors and JSON are read, or fetched, whatever else a repository holds.
+    `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed. Only
+    safetensors and JSON files are read or fetched, whatever else a repository holds.
 
     Raises:
-        UserError: there is no generator, it is damaged, or what is offered is a pickle.
+        UserError: there is no generator, it is damaged, or the file is a pickle.
     """
     return _load(path)[1]
 
 
 def step_of(folder: Path) -> int | None:
-    """Reads the step of the generator in a folder; None if there is none, or it is damaged."""
+    """Reads the step of the generator in a folder; None if there is no generator, or it is damaged."""
     try:
         return json.loads((folder / "config.json").read_text())["step"]
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError):
@@ -110,9 +110,9 @@ def save_generator(
     step: int,
     measured: Report | None = None,
 ) -> None:
-    """Writes an exported generator, and what was measured of it if anything was, as evaluation.json.
+    """Writes an exported generator, with its measurement as evaluation.json if it was measured.
 
-    Each file is replaced in one piece, so that a reader never finds half of one.
+    Each file is replaced in one step, so that a reader never finds half of one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -133,7 +133,7 @@ def save_generator(
 
 
 def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec]:
-    """Returns the folder of an exported generator, the generator, its step, and what it draws."""
+    """Returns the folder of an exported generator, the generator, its step, and the spec of its images."""
     folder = _folder(path)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
@@ -162,7 +162,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
-    """Finds the folder of an exported generator: given itself, by its run, or fetched from the hub."""
+    """Finds the folder of an exported generator: the path itself, the one in a run, or a copy fetched from the hub."""
     folder = Path(paths.expanded("the generator's folder", path))
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         folder = _from_hub(str(path))

@@ -1,14 +1,14 @@
-"""Where things lie in a run's folder."""
+"""Names the files and folders of a run."""
 
 import os
 from pathlib import Path
 
 
 class Places:
-    """The places in a run's folder. Making one touches nothing.
+    """The files and folders in a run's folder. Creating the object touches nothing on the disk.
 
-    config.yaml  metrics.jsonl  samples/  checkpoints/  generator/  wandb/  and, where they come about, generator-best/,
-    extractor.safetensors, rollbacks.jsonl and metrics.abandoned.jsonl; from a stop signal to the resume, preempted
+    A run has config.yaml, metrics.jsonl, samples/, checkpoints/, generator/ and wandb/. It may have generator-best/,
+    extractor.safetensors, rollbacks.jsonl, metrics.abandoned.jsonl and, from a stop signal to the resume, `preempted`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""A measurement of a generator: the numbers, what real images score, and the protocol that they were measured by."""
+"""Defines the report of a measurement: the numbers, what real images score, and how they were measured."""
 
 import json
 from collections.abc import Mapping
@@ -13,28 +13,29 @@ _FILE = "evaluation.json"
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of a generator, and how."""
+    """The measurement of a generator."""
 
     generator: str
-    """Its run's folder, or what else it was named by."""
+    """The run's folder, or another path or id that names the generator."""
     step: int
     metrics: dict[str, float]
-    """By name: those asked for; `spread` of the features; of the classifier's `classes` how many are `drawn`."""
+    """Numbers by name: the metrics, `spread` of the features, and with the classifier `classes` and how many are
+    `drawn`."""
     floor: dict[str, float] | None
-    """What real images of the other split score; None where the source has no such split."""
+    """What real images of the other split score; None if the source has no such split."""
     protocol: dict[str, Any]
-    """All that another number must share to be compared with these."""
+    """How the numbers were measured. Only numbers with equal protocols can be compared."""
     best_by: str | None = None
-    """The metric that says which generator of a run is the best; None outside of a run."""
+    """The metric that decides which generator of a run is the best; None outside of a run."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as it stands in files."""
+        """Returns the report as it is written to files."""
         content = asdict(self)
         return content if self.best_by is not None else {name: content[name] for name in content if name != "best_by"}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Takes what `to_json` returned; what else stands there is left out."""
+        """Makes a report of what `to_json` returned. Unknown keys are ignored."""
         return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 
     def comparable_to(self, other: "Report") -> bool:
@@ -43,10 +44,10 @@ class Report:
 
 
 def read(folder: Path) -> Report | None:
-    """Reads what was measured of the generator in a folder; None if nothing was.
+    """Reads the measurement of the generator in a folder; None if it was not measured.
 
     Raises:
-        UserError: it is something else.
+        UserError: evaluation.json is something else.
     """
     file = folder / _FILE
     try:
@@ -55,14 +56,14 @@ def read(folder: Path) -> Report | None:
         return None
     except (ValueError, TypeError) as error:  # ValueError: no JSON, no UTF-8; TypeError: other contents
         raise UserError(
-            f"{file} is not what `distgan evaluate --json` writes: remove it, or write it anew with that."
+            f"{file} is not what `distgan evaluate --json` writes: remove it, or write it again with that command."
         ) from error
 
 
 def differences(reports: Mapping[str, Report]) -> list[str]:
-    """Says why the numbers of these generators cannot be compared: one line for each part of the protocol that differs.
+    """Says why numbers of these generators cannot be compared: one line for each part of the protocol that differs.
 
-    What stands in only some of the protocols is about numbers that only these have.
+    A part that only some protocols have is skipped, because it is about numbers that only these have.
     """
     protocols = {name: report.protocol for name, report in reports.items()}
     shared = [part for part in next(iter(protocols.values()), {}) if all(part in one for one in protocols.values())]

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors only, except one pickle of torch-fidelity's from which only tensors are read."""
+"""Reads and writes files of tensors: safetensors only, except one pickle, from which only tensors are read."""
 
 import hashlib
 import io
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from distgan.errors import UserError
 
 INCEPTION_SHA256 = "6726825d"
-"""The beginning of the hash of torch-fidelity's InceptionV3, which stands in its file's name."""
+"""The beginning of the sha256 of torch-fidelity's InceptionV3, as in its file's name."""
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Returns the same bytes for the same tensors: without metadata, whose order safetensors leaves to chance."""
+    """Returns the bytes of a safetensors file: the same for the same tensors. (Metadata would come in random order.)"""
     return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
 
@@ -53,10 +53,10 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> N
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
-    """Reads the weights of a network that others have trained, and the sha256 of their file.
+    """Reads the weights of a network that others have trained, and returns them with the sha256 of their file.
 
-    A hash at the end of the file's name, as in `name-6726825d.pth`, must be the beginning of that. Safetensors only,
-    except torch-fidelity's InceptionV3: that one file is a pickle, from which only tensors are read.
+    If the file's name ends in a hash, as in `name-6726825d.pth`, the sha256 must begin with it. The file must be
+    safetensors. The one exception is torch-fidelity's InceptionV3, a pickle from which only tensors are read.
 
     Raises:
         UserError: the file is missing, damaged or a pickle.
