@@ -124,7 +124,7 @@ class Evaluation:
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
         """Collective: passes `num` images through the extractor and returns their scores."""
-        keep = num if self._asks_for_kid else _PRDC_MOST if "prdc" in self._config.measured else 0
+        keep = num if self._asks_for("kernel") else _PRDC_MOST if self._asks_for("prdc") else 0
         drawn_features = self._extract(draw, num, keep=keep, what="evaluating")
 
         def score() -> dict[str, float]:
@@ -135,22 +135,10 @@ class Evaluation:
 
     def _numbers(self, real: "_Features", fake: "_Features") -> dict[str, float]:
         """Computes every metric that was asked for. Rank zero only."""
-        device = self._ranks.accelerator.device
-        distance, score, _, _ = EVAL_METRICS[self._config.extractor]
         numbers: dict[str, float] = {}
         for name in self._config.measured:
-            if name == distance:
-                numbers[name] = scores.frechet(real.moments, fake.moments)
-            elif name == score:
-                numbers[name], numbers[f"{name}_std"] = fake.classes.score()
-            elif name == "prdc":
-                rows = (of.rows[:_PRDC_MOST].to(device) for of in (real, fake))
-                numbers |= scores.prdc(*rows, k=_NEIGHBOUR)
-            else:
-                rows = (of.rows[: len(fake.rows)].to(device) for of in (real, fake))
-                numbers[name], error = scores.kid(*rows, block=_BLOCK)
-                if error is not None:
-                    numbers[f"{name}_error"] = error
+            formula = FORMULAS[EVAL_METRICS[self._config.extractor][name]]
+            numbers |= formula(name, real, fake, self._ranks.accelerator.device)
         numbers["spread"] = scores.spread(real.moments, fake.moments)
         if self._config.extractor == "classifier":
             numbers["classes"] = float(self.extractor.classes)
@@ -189,7 +177,7 @@ class Evaluation:
     def _statistics(self, real: "_Real") -> "_Features | None":
         """Collective: returns the features of real images on rank zero, from the cache if they are there."""
         num = len(real.images.pixels)
-        keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for_kid else 0))
+        keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for("kernel") else 0))
         described = [_FORMAT, self.weights.sha256, real.images.fingerprint, list(real.images.pixels.shape), keep]
         folder = cache.path(self._data, "references", described)
         if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
@@ -206,7 +194,7 @@ class Evaluation:
         fingerprints = self._ranks.gather(other.images.fingerprint if other is not None else None)
         if other is None or len(set(fingerprints)) > 1:  # a machine lacks the split: then there is no floor
             return None
-        num, kept = len(other.images.pixels), self._config.num if self._asks_for_kid else 0
+        num, kept = len(other.images.pixels), self._config.num if self._asks_for("kernel") else 0
         described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
         folder = cache.path(self._data, "floors", described)
         if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
@@ -223,9 +211,9 @@ class Evaluation:
         except ValueError:
             return None
 
-    @property
-    def _asks_for_kid(self) -> bool:
-        return EVAL_METRICS[self._config.extractor][2] in self._config.measured
+    def _asks_for(self, formula: str) -> bool:
+        """Tells whether one of the metrics to compute uses this formula."""
+        return any(EVAL_METRICS[self._config.extractor][name] == formula for name in self._config.measured)
 
     def _protocol(self, *, seed: int, weights: str) -> dict[str, Any]:
         num, images = self._config.num, self._real.images
@@ -242,10 +230,10 @@ class Evaluation:
             "weights": weights,
             "version": f"distgan {__version__}, torch {torch.__version__}",
         }
-        if "prdc" in self._config.measured:
+        if self._asks_for("prdc"):
             drawn, compared = (min(count, _PRDC_MOST) for count in (num, real))
             protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"
-        if self._asks_for_kid:
+        if self._asks_for("kernel"):
             block = min(_BLOCK, num, real)
             protocol["kid"] = f"cubic kernel, disjoint blocks of {block}, {min(num, real) // block} in number"
         return protocol
@@ -253,7 +241,10 @@ class Evaluation:
     def _check_counts(self) -> None:
         extractor = Inception if self._config.extractor == "inception" else Classifier
         num, real = self._config.num, len(self._real.images.pixels)
-        distance, _, kernel, _ = EVAL_METRICS[self._config.extractor]
+        distance, kernel = (
+            next(name for name, formula in EVAL_METRICS[self._config.extractor].items() if formula == wanted)
+            for wanted in ("frechet", "kernel")
+        )
         if distance in self._config.measured:
             for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
                 if count <= extractor.dim:
@@ -295,6 +286,38 @@ class _Features:
 
     def files(self) -> bundle.Files:
         return {"moments": self.moments.sums, "classes": self.classes.sums, "features": {"rows": self.rows}}
+
+
+def _frechet(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
+    return {name: scores.frechet(real.moments, fake.moments)}
+
+
+def _inception_score(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
+    score, deviation = fake.classes.score()
+    return {name: score, f"{name}_std": deviation}
+
+
+def _kernel(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
+    rows = (of.rows[: len(fake.rows)].to(device) for of in (real, fake))
+    distance, error = scores.kid(*rows, block=_BLOCK)
+    return {name: distance, **({f"{name}_error": error} if error is not None else {})}
+
+
+def _prdc(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
+    rows = (of.rows[:_PRDC_MOST].to(device) for of in (real, fake))
+    return scores.prdc(*rows, k=_NEIGHBOUR)
+
+
+FORMULAS: dict[str, Callable[[str, _Features, _Features, torch.device], dict[str, float]]] = {
+    "frechet": _frechet,
+    "inception_score": _inception_score,
+    "kernel": _kernel,
+    "prdc": _prdc,
+}
+"""Formulas by name: (metric's name, features of real images, those of samples, device) -> numbers by their names.
+
+To add a metric, add its formula here and its name to `EVAL_METRICS` in recipe/groups.py.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from distgan.recipe.groups import (
     EVAL_METRICS,
+    HIGHER_IS_BETTER,
     AugmentConfig,
     CheckpointConfig,
     Config,
@@ -22,6 +23,7 @@ from distgan.recipe.parsing import dump, load, parse
 
 __all__ = [
     "EVAL_METRICS",
+    "HIGHER_IS_BETTER",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",

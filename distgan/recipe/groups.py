@@ -400,13 +400,21 @@ class EvalConfig:
     @property
     def measured(self) -> list[str]:
         """Lists the metrics' names, or the defaults if none are given."""
-        return _named(self.metrics) or [EVAL_METRICS[self.extractor][0], "prdc"]
+        return _named(self.metrics) or [next(iter(EVAL_METRICS[self.extractor])), "prdc"]
 
 
 EVAL_METRICS = {
-    "inception": ("fid", "is", "kid", "prdc"),
-    "classifier": ("fd_classifier", "is_classifier", "kd_classifier", "prdc"),
+    "inception": {"fid": "frechet", "is": "inception_score", "kid": "kernel", "prdc": "prdc"},
+    "classifier": {
+        "fd_classifier": "frechet",
+        "is_classifier": "inception_score",
+        "kd_classifier": "kernel",
+        "prdc": "prdc",
+    },
 }
+"""The metrics of each extractor by their names in `eval.metrics`, each with its formula in `evaluation.FORMULAS`."""
+HIGHER_IS_BETTER = ("is", "is_classifier")
+"""The metrics of which a larger value is better; of all others, a smaller one is."""
 
 
 @dataclass(frozen=True, kw_only=True)

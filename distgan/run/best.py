@@ -10,13 +10,12 @@ from torch import Tensor
 from distgan import files
 from distgan.errors import UserError
 from distgan.models import ImageSpec
-from distgan.recipe import EvalConfig, ModelConfig
+from distgan.recipe import HIGHER_IS_BETTER, EvalConfig, ModelConfig
 from distgan.storage import checkpoint, exported, tensors
 from distgan.storage import report as reports
 from distgan.storage.places import Places
 from distgan.storage.report import Report
 
-_HIGHER_IS_BETTER = ("is", "is_classifier")
 _ERRORS = 4  # standard errors by which a kernel distance, which may truly be 0, must grow to count as worse
 
 
@@ -52,7 +51,7 @@ class BestSoFar:
         error = self.last.metrics.get(f"{self._metric}_error", 0.0)
         if min(best, last) <= 0 or (error and last - best < _ERRORS * error):
             return 1.0
-        return best / last if self._metric in _HIGHER_IS_BETTER else last / best
+        return best / last if self._metric in HIGHER_IS_BETTER else last / best
 
     def say(self) -> str | None:
         """Describes best and last evaluation for the user; None if nothing was evaluated."""
@@ -78,7 +77,7 @@ class BestSoFar:
 
     def _better(self, new: Report, old: Report) -> bool:
         a, b = new.metrics[self._metric], old.metrics[self._metric]
-        return a > b if self._metric in _HIGHER_IS_BETTER else a < b
+        return a > b if self._metric in HIGHER_IS_BETTER else a < b
 
 
 def export_best(

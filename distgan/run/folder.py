@@ -42,8 +42,8 @@ class RunFolder(Places):
             longer = " To train it longer, give --run.extend=N." if config.optim.schedule == "constant" else ""
             raise UserError(
                 f"{self.path} is a run with another recipe ({'; '.join(differences)}). To continue it, give its own "
-                f"values.{longer} For a new run, give another --run.dir; --train.init_from={quoted(self.path)} starts "
-                "that from these weights."
+                f"values.{longer} For a new run, give another --run.dir; to start that from these weights, add "
+                f"--train.init_from={quoted(self.path)}."
             )
 
     def claim(self, config: Config) -> "Claim":

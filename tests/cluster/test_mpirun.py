@@ -103,7 +103,7 @@ def test_each_mpirun_has_its_own_names_for_the_same(environment, names):
 def test_on_several_machines_they_must_be_told_where_to_meet(environment, names):
     environment(**dict(zip(names, ("5", "8", "1", "4"), strict=True)))
     with pytest.raises(
-        ValueError, match=r"started 8 ranks on several machines.*-x MASTER_ADDR=HOST -x MASTER_PORT=29500"
+        ValueError, match=r"started 8 processes on several machines.*-x MASTER_ADDR=HOST -x MASTER_PORT=29500"
     ):
         launcher.launched_ranks()
     assert "WORLD_SIZE" not in os.environ  # the next run of this process is not refused for it

@@ -62,7 +62,7 @@ def test_the_documented_program_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("in fp32", "in bf16", "a small batch", "in a thread", "on two processes"):
         assert steps(tmp_path / "runs" / name) == [6], done.stderr
-    assert "too large a batch: there are 1797 images, fewer than one batch: " in done.stdout
+    assert "too large a batch: train.batch_size is 4096, but there are 1797 images: " in done.stdout
     assert "runs/in bf16: starting at step 0 on 1 x cpu, 16 images each, bf16" in done.stdout
     assert "runs/on two processes: starting at step 0 on 2 x cpu, 8 images each, fp32" in done.stdout
 
@@ -127,7 +127,7 @@ def test_a_run_in_a_thread_is_alone_and_leaves_signals_to_the_main_thread(tmp_pa
     thread.start()
     assert reached.wait(60)
     assert signal.getsignal(signal.SIGTERM) is handler
-    with pytest.raises(ValueError, match=r"^another run goes on in this process, .*: wait until it is done"):
+    with pytest.raises(ValueError, match=r"^another run is active in this process, .*: wait until it ends"):
         run(f"--run.dir={tmp_path / 'other'}")
     assert not (tmp_path / "other").exists()
     if (child := os.fork()) == 0:  # in which that run does not go on

@@ -12,7 +12,7 @@ from distgan.run.rollback import Verdict, WayBack, decide
 OPEN, LATER, NOTHING, USED_UP = WayBack("older", 1), WayBack("later", 1), WayBack("none", 0), WayBack("older", 2)
 TURN_ON = "--guard.on_trouble=rollback goes on from the last good checkpoint."
 START_ANEW = (
-    "No whole checkpoint is older than the trouble: start a new run with a lower optim.lr, or with a smaller "
+    "There is no whole checkpoint from before the trouble: start a new run with a lower optim.lr, or with a smaller "
     "checkpoint.every, which saves more often."
 )
 ALLOW_MORE = (

@@ -82,7 +82,7 @@ def test_numbers_that_are_not_finite_are_a_trouble_at_once():
         judged(guard, HEALTHY)
         (trouble,) = guard.judge(20, numbers, images_seen=1, not_finite=bad)
         assert trouble.not_finite
-        assert trouble.what == f"{bad or 'loss/generator'} is no longer finite"
+        assert trouble.what == f"{bad or 'loss/generator'} has become NaN or inf"
         assert trouble.since == 20  # no checkpoint has such a weight
 
 
@@ -166,7 +166,7 @@ def test_a_nan_on_one_rank_of_two_is_rolled_back_and_the_run_can_be_reproduced(t
     poison = [functools.partial(nan_at, 8, 1)]
     assert launch([*BACK, f"--run.dir={run}", "--track.to=wandb"], world=2, setups=poison, log=log) == [0, 0]
     said = log.read_text()
-    assert said.count("distgan: warning: at step 8 main.0.weight in the generator is no longer finite") == 1
+    assert said.count("distgan: warning: at step 8 main.0.weight in the generator has become NaN or inf") == 1
     assert "rolled back from step 8 to step 4, attempt 1" in said
     (rollback,) = map(json.loads, (run / "rollbacks.jsonl").read_text().splitlines())
     assert (rollback["attempt"], rollback["at"], rollback["back_to"]) == (1, 8, 4)
@@ -213,7 +213,7 @@ def test_without_a_rollback_a_nan_ends_the_run_with_what_to_do(tmp_path):
     poison = [functools.partial(nan_at, 7, 1)]
     assert launch(argv, world=2, setups=poison, log=log) == [3, 3]
     assert (
-        "distgan: error: at step 8 main.0.weight in the generator is no longer finite." in log.read_text()
+        "distgan: error: at step 8 main.0.weight in the generator has become NaN or inf." in log.read_text()
     )  # before it is saved
     assert "--guard.on_trouble=rollback" in log.read_text()
     assert steps(run) == [4]

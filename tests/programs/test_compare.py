@@ -42,7 +42,7 @@ def test_two_runs_make_one_picture_and_other_protocols_are_said(tmp_path, small_
     out, file = tmp_path / "compare.png", tmp_path / "compare.json"
     assert cli.main(["compare", *map(str, [*runs, small_run]), f"--out={out}", f"--json={file}"]) == 0
     said = capfd.readouterr().out
-    assert f"not to be compared: num is 200 in {runs[0]}, 300 in {runs[1]}; prdc is k 5, 200" in said
+    assert f"cannot be compared: num is 200 in {runs[0]}, 300 in {runs[1]}; prdc is k 5, 200" in said
     assert said.count("fd_classifier") == 2
     assert said.count("not evaluated") == 1
     assert said.count("nearest training image: ") == 3
@@ -55,7 +55,7 @@ def test_two_runs_make_one_picture_and_other_protocols_are_said(tmp_path, small_
         red = np.asarray(picture.convert("RGB")).astype(int)
         assert ((red[..., 0] - red[..., 1]) > 100).any()  # what cannot be compared is written in red
     assert cli.main(["compare", str(runs[0]), str(runs[0]), f"--out={out}"]) == 0
-    assert "not to be compared" not in capfd.readouterr().out
+    assert "cannot be compared" not in capfd.readouterr().out
 
 
 def test_what_only_one_was_measured_by_is_no_difference():

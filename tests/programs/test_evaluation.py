@@ -334,7 +334,7 @@ def pictures(tmp_path_factory):
     ("words", "expected"),
     [
         (["--num=128"], ["number of samples is 128", "fd_classifier", "at least 129"]),
-        (["--metrics=kd_classifier,prdc", "--num=5"], ["number of samples is 5"]),
+        (["--metrics=kd_classifier,prdc", "--num=5"], ["there are 5 samples", "at least 10"]),
         (["--num=0"], ["--num is 0"]),
         (["--metrics=fid"], ['"fid"', "classifier", "fd_classifier"]),
         (["--reference={pictures}/small"], ["0.png is 28x28x1", "32x32x1"]),
@@ -342,8 +342,8 @@ def pictures(tmp_path_factory):
         (["--reference={pictures}/few"], ["number of real images", "is 20", "at least 129"]),
         (["--reference=test"], ["digits", "no test split"]),
         (["--reference={pictures}"], ["0.png is", "32x32x1"]),
-        (["--reference={pictures}/large"], ["0.png is no picture that can be read."]),
-        (["--reference={pictures}/cut"], ["0.jpg is cut short: mend or remove it."]),
+        (["--reference={pictures}/large"], ["0.png is not a readable picture: repair or remove it."]),
+        (["--reference={pictures}/cut"], ["0.jpg is cut short: repair or remove it."]),
         (
             ["--reference={pictures}/splits"],
             ["error: the splits in the reference", "splits are test: give the folder of one"],
@@ -354,7 +354,7 @@ def pictures(tmp_path_factory):
         (["--extractor-weights={tmp}/some-0123abcd.safetensors"], ["some-0123abcd", "do not match the hash"]),
         (["--extractor-weights={tmp}/other.safetensors"], ["of another network"]),
         (["--extractor-weights={tmp}/damaged.safetensors"], ["damaged.safetensors", "damaged"]),
-        (["--extractor-weights={tmp}/weights.pth"], ["weights.pth", "pickles are not loaded"]),
+        (["--extractor-weights={tmp}/weights.pth"], ["weights.pth", "Pickles are never loaded"]),
         (["--extractor=inception", "--metrics=kid", "--extractor-weights={tmp}/other.safetensors"], ["InceptionV3"]),
         (["--json=/no/such/place/e.json"], ["/no/such/place"]),
     ],
@@ -389,7 +389,7 @@ def test_without_inceptions_weights_it_is_said_what_to_put_where(small_run, tmp_
 def test_a_generator_alone_needs_pictures_to_be_compared_with(small_run, tmp_path, capfd):
     shutil.copytree(small_run / "generator", tmp_path / "generator")
     said = complaint(capfd, "evaluate", str(tmp_path / "generator"), *QUICK)
-    assert "no recipe lies beside the generator" in said
+    assert "there is no recipe beside the generator" in said
 
 
 def test_a_classifier_needs_labels(tmp_path, capfd):

@@ -174,7 +174,7 @@ def test_a_disk_that_fills_is_said_and_nothing_half_is_left(plain, small_disk, c
     (small_disk / "old").mkdir()
     (small_disk / "filler").write_bytes(bytes(900_000))
     said = complaint(capfd, "sample", str(plain), "--num=700", f"--out={small_disk}/{form}")
-    assert "cannot be written: No space left on device." in said
+    assert "cannot be written (No space left on device): choose another place." in said
     assert sorted(file.name for file in small_disk.rglob("*")) == ["filler", "old"]
 
 

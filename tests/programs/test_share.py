@@ -102,7 +102,7 @@ def test_a_new_run_starts_from_another_runs_weights(run, tmp_path):
     log = tmp_path / "log"
     wider = [*TINY, f"--run.dir={tmp_path / 'wider'}", f"--train.init_from={run}", "--model.width=5"]
     assert launch(wider, log=log) == [2]
-    assert "is of another network" in log.read_text()
+    assert "belongs to another network" in log.read_text()
     assert not (tmp_path / "wider").exists()
 
 

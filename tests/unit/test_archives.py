@@ -190,7 +190,7 @@ def test_a_damaged_or_encrypted_archive_gives_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"is encrypted \(1\.png\): unpack it"):
         found(file)
     file.write_bytes(b"no zip at all")
-    with pytest.raises(ValueError, match=r"the archive .* is damaged, cut short or not to be read"):
+    with pytest.raises(ValueError, match=r"the archive .* is damaged, incomplete or unreadable"):
         found(file)
     (tmp_path / "a.tar").write_bytes(bytes(1024))
     with pytest.raises(ValueError, match="neither a folder nor a zip archive: unpack it"):

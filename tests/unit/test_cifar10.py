@@ -176,7 +176,7 @@ def test_of_other_versions_it_is_said_what_they_are_and_what_to_fetch(tmp_path):
 def test_settings_that_the_originals_do_not_have_are_refused(tmp_path, binary):
     with pytest.raises(ValueError, match=r"data\.split is validation, but the original CIFAR-10 has train and test"):
         load(binary, split="validation")
-    with pytest.raises(ValueError, match=r"data\.config is plain_text, but the files in .* have no such thing"):
+    with pytest.raises(ValueError, match=r"data\.config is plain_text, which the files in .* do not use"):
         load(binary, config="plain_text")
 
 

@@ -282,7 +282,7 @@ def test_a_split_is_chosen_by_its_name_or_its_kind_and_a_missing_one_refused():
             arranged(*given, split=missing)
     with pytest.raises(ValueError, match=r"data\.split is train, but the splits in HERE are test: choose"):
         arranged("test/1.png")
-    with pytest.raises(ValueError, match=r"data\.split is test, but HERE has no folders of splits"):
+    with pytest.raises(ValueError, match=r"data\.split is test, but HERE has no folders at its top that are splits"):
         arranged("cat/1.png", split="test")
 
 
@@ -370,9 +370,9 @@ def test_nothing_may_be_written_among_the_pictures(tmp_path, capfd, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for run in (*inside, tmp_path / "new", "pictures/../pictures/run", root / ".runs" / "a"):
         said = complaint(capfd, *argv, f"--run.dir={run}", *([] if run == root else ["--check"]))
-        assert f"run.dir is {run}, which lies in {root}, the folder of pictures" in said
+        assert f"run.dir is {run}, which is inside {root}, the folder of pictures" in said
     said = complaint(capfd, *argv, "--run.dir=run", f"--data.cache={root / 'cache'}")
-    assert f"data.cache is {root / 'cache'}, which lies in" in said
+    assert f"data.cache is {root / 'cache'}, which is inside" in said
     said = complaint(capfd, "train", *TINY, f"--run.dir={root / 'run'}", "--eval.every=1", f"--eval.reference={root}")
     assert "run.dir is" in said
     assert "--out is" in complaint(capfd, "data", str(root), "--out", str(root / "data.png"))
@@ -445,7 +445,7 @@ def test_impossible_labels_are_refused():
             arranged("0/a.png", tables={"dataset.json": [["0/a.png", label]]})
     with pytest.raises(ValueError, match=r"dataset\.json in HERE gives '0/a\.png' two labels, 0 and 1"):
         arranged("0/a.png", tables={"dataset.json": [["0/a.png", 0], ["./0/a.png", 1]]})
-    with pytest.raises(ValueError, match=r"dataset\.json in HERE has 7 among its labels, which is no pair"):
+    with pytest.raises(ValueError, match=r"dataset\.json in HERE has 7 among its labels: each must be a pair"):
         arranged("0/a.png", tables={"dataset.json": [["0/a.png", 0], 7]})
 
 
@@ -473,7 +473,7 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
         log.unlink(missing_ok=True)
         assert launch([*argv, "--run.extend=2"], log=log) == [2], log.read_text()
         said = log.read_text()
-        assert "was trained on other images than folder is now: " in said
+        assert "was trained on other images than folder has now: " in said
         capfd.readouterr()
         assert cli.main(["train", "--check", *argv, "--run.extend=2"]) == 2  # and before any rank has joined another
         assert capfd.readouterr().err in said
@@ -486,7 +486,7 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
     refused(["there were 6 images, now there are 7; there were 3 classes, now there are 4 (new: bee)"])
     (root / "bee" / "1.png").unlink()
     picture(root / "cat" / "1.png", 77)
-    refused(["as many, of the same classes, but other pictures"])
+    refused(["their number and classes are the same, but pictures, their order or their classes differ"])
     picture(root / "cat" / "1.png", 30)
     state = max(tmp_path.glob("run/checkpoints/step_*")) / "state.json"
     assert json.loads(state.read_text())["data"] == {"count": 6, "classes": ["ant", "cat", "dog"]}

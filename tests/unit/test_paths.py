@@ -68,8 +68,8 @@ def test_a_configuration_made_in_python_has_its_paths_expanded_once_and_for_all(
         ("$EMPTY/x", "run.dir is $EMPTY/x, but the environment variable EMPTY is empty: "),
         ("", "run.dir is empty: give a path, such as ."),
         ("~no-such-user/x", "run.dir is ~no-such-user/x, but this machine has no user no-such-user: "),
-        ("$ODD/x", "run.dir is $ODD/x, which means /x/o $dd/x, which has a variable in turn: "),
-        ("$ODDER", "run.dir is $ODDER, which means /x/$HOME, which has a variable in turn: "),
+        ("$ODD/x", "run.dir is $ODD/x, which stands for /x/o $dd/x, and that has a variable again: "),
+        ("$ODDER", "run.dir is $ODDER, which stands for /x/$HOME, and that has a variable again: "),
         ("a\0b", "run.dir has a null character in it"),
     ],
 )
@@ -93,7 +93,9 @@ def test_what_is_no_variable_and_no_home_stays(home):
 
 def test_a_folder_that_no_file_system_takes_is_refused(tmp_path):
     made = Config(run=RunConfig(dir=f"{tmp_path}/{'x' * 300}"))
-    with pytest.raises(ValueError, match=r"^run\.dir is .*, which cannot be read: File name too long\.$"):
+    with pytest.raises(
+        ValueError, match=r"^run\.dir is .*, which cannot be read \(File name too long\): choose another\.$"
+    ):
         RunFolder(made.run.dir).check(made)
 
 

@@ -149,7 +149,7 @@ def test_16_bit_colours_that_pillow_would_destroy_are_refused(tmp_path):
         values = (np.stack([RAMP] * 3, -1) * top).astype(">u2")
         (folder / "a.ppm").write_bytes(b"P6 32 32 65535\n" + values.tobytes())
     assert np.abs(loaded(tmp_path / "full").pixels[0, 0].numpy() - RAMP * 255).max() <= 1
-    with pytest.raises(ValueError, match=r"a\.ppm keeps colours in 16 bits without using the highest.*PNG"):
+    with pytest.raises(ValueError, match=r"a\.ppm has 16-bit colours that do not use the highest bits.*PNG"):
         loaded(tmp_path / "low")
 
 
@@ -317,7 +317,7 @@ def test_damage_is_left_out_where_that_is_asked_for(tmp_path):
     content = encoded(WAVES.astype(np.uint8), "JPEG")
     for i, cut in enumerate((content, content[:-10] + bytes(10), content[:-300] + b"\xff\xd9")):
         (tmp_path / f"{i}.jpg").write_bytes(cut)
-    with pytest.raises(ValueError, match=r"1\.jpg is cut short: mend or remove it.*data\.skip_bad"):
+    with pytest.raises(ValueError, match=r"1\.jpg is cut short: repair or remove it.*data\.skip_bad"):
         loaded(tmp_path)
     images = loaded(tmp_path, skip_bad=True)
     assert (len(images.pixels), images.skipped) == (1, 2)

@@ -64,10 +64,10 @@ def test_pictures_without_metadata_are_found_by_their_first_bytes(tmp_path, kind
     assert images.labels.tolist() == [2, 0, -1]
     assert images.classes == ("0", "1", "2")
     assert values(load(tmp_path, image_column="photo")) == [10, 20, 30]
-    with pytest.raises(ValueError, match=r'data\.image_column is "label", which holds no images: photo\.'):
+    with pytest.raises(ValueError, match=r'data\.image_column is "label", which holds no images: choose photo\.'):
         load(tmp_path, image_column="label")
     plain(tmp_path / "none" / "train.parquet", [], raw=rubbish[:0])
-    with pytest.raises(ValueError, match=r"train\.parquet has no image column; its columns are raw, image"):
+    with pytest.raises(ValueError, match=r"train\.parquet has no image column \(its columns are raw, image"):
         load(tmp_path / "none")
 
 
@@ -205,7 +205,7 @@ def test_splits_are_known_by_their_kind_and_one_of_them_is_unseen(tmp_path, hub_
         assert values(data.load(val)) == [20, 21]
         assert data.test_split(val).split == "train"
     assert data.test_split(DataConfig(source="hub", id="owner/name", path=str(tmp_path / "all"))).split == "test"
-    with pytest.raises(ValueError, match="has no test split besides what is trained on"):
+    with pytest.raises(ValueError, match="has no split for tests"):
         data.test_split(DataConfig(source="hub", id="owner/name", split="train[:50%]"))  # it may be a part of any
 
 
@@ -240,7 +240,7 @@ def test_several_configurations_of_a_copy(tmp_path, capsys):
     assert cli.main(source) == 2
     assert cli.main([*source, "--config", "vehicles"]) == 0
     assert "classes      1: 0 bus" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"data\.config is animals, but data\.source folder has no such thing"):
+    with pytest.raises(ValueError, match=r"data\.config is animals, which data\.source folder does not use"):
         DataConfig(source="folder", config="animals")
 
 
@@ -275,7 +275,7 @@ def test_readme_names_the_configurations(tmp_path):
     (root / "README.md").write_text(README.replace("animals", "animals\n  default: true"))
     assert values(load(root)) == [0, 1]  # as load_dataset does
     (root / "README.md").write_text(README.replace("path: all/cats-*.parquet", "files: all"))
-    with pytest.raises(ValueError, match=r"README\.md has a header whose `configs:` is not as the hub wants it"):
+    with pytest.raises(ValueError, match=r"README\.md has a `configs:` entry that is not in the hub's form"):
         load(root)
     (root / "README.md").write_text("---\n: : [\n---\n")
     assert values(load(root)) == [3]  # by the names of the files, as without it
@@ -302,7 +302,7 @@ def test_a_script_is_never_run_and_its_conversion_is_named(tmp_path, monkeypatch
     with pytest.raises(ValueError, match=rf"is a copy of a script, which is never run; .*{conversion}"):
         load(script.parent)
     monkeypatch.chdir(tmp_path)  # where datasets itself finds the script, as it would on the hub
-    with pytest.raises(ValueError, match=rf"owner/name is a script, which is never run: .*{conversion}"):
+    with pytest.raises(ValueError, match=rf"owner/name is a script, and scripts are never run: .*{conversion}"):
         data.load(DataConfig(source="hub", id="owner/name"))
 
 
