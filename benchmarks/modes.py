@@ -171,16 +171,17 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
         [
             "# Mode coverage",
             "",
-            f"Pictures of {SIZE}x{SIZE} pixels show one blob at one of {len(POINTS)} points, {PICTURES} of each. A "
-            "sample is good if it is a blob close to a point; a mode is found if it has at least a tenth of its share "
-            "of all samples, in good ones (`benchmarks/modes.py`). The recipes are narrowed to what a core trains in "
-            "minutes: this says how they begin, not how they end.",
+            f"The data set has {len(POINTS) * PICTURES:,} pictures of {SIZE}x{SIZE} pixels, {PICTURES} for each of "
+            f"{len(POINTS)} points. Each picture shows one blob at its point. A sample is good if it is a blob close to "
+            "a point. A mode (a point) counts as found if it has at least a tenth as many good samples as an equal share "
+            "of all samples would be (`benchmarks/modes.py`). The networks have few channels, so that one core trains "
+            "them in minutes: the table shows how training begins, not how it ends.",
             "",
             f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, "
             f"one thread, two runs at a time, on {_processor()}, torch "
-            f"{importlib.metadata.version('torch')}; Adam at 1e-3 (where a schedule starts), half-life of the average "
-            f"2,000 images; {SAMPLES:,} samples of each. `cifar10_sngan_cond` is told the position as a label, so that "
-            "its modes are not found but asked for.",
+            f"{importlib.metadata.version('torch')}. The learning rate is 1e-3 (at its start, if the recipe has a "
+            f"schedule), and the half-life of the averaged weights 2,000 images. {SAMPLES:,} samples from each run. "
+            "`cifar10_sngan_cond` gets the position as a label, so that its modes are asked for, not found.",
             "",
             "| Recipe | with | steps, by seed | modes of 25, by seed | good samples, by seed |",
             "|---|---|---|---|---|",

@@ -28,7 +28,7 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
         raise UserError(f"{key} is empty: give a path, such as . for the current folder.")
     try:
         if b"\0" in os.fsencode(text):
-            raise UserError(f"{key} has a null character in it, which no file's name can have: leave it out.")
+            raise UserError(f"{key} has a null character in it, which no file's name can have: remove that character.")
     except UnicodeEncodeError:
         raise UserError(
             f"{key} is {text}, which this locale's encoding cannot write: set PYTHONUTF8=1, or rename it."

@@ -109,7 +109,7 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
             raise UserError(f"--out is {given}, but {out} is a file: choose another folder.")
         old = next((file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")), None)
         if old is not None:  # folders, too: they may be classes of training images
-            raise UserError(f"--out is {given}, which is not empty ({old}): choose another or an empty folder.")
+            raise UserError(f"--out is {given}, which is not empty (it has {old}): choose a new or empty folder.")
     return form
 
 
@@ -191,7 +191,7 @@ def _labels(text: str, generator: Generator) -> tuple[int, ...]:
             raise UserError(
                 f'--classes has "{word}", which is neither the name nor the number of a class: '
                 f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "
-                "Separate several with commas, as in 0,3,7."
+                "Separate names or numbers of classes with commas, as in 0,3,7."
             )
         labels.append(generator.label_of(int(word) if number else word))
     return tuple(labels)

@@ -38,8 +38,8 @@ def hub_or_copy(data: DataConfig, name: str, *, channels: int) -> Source:
     """Returns a data set of the hub, read from `data.path` if that is set."""
     source = _from_parquet(data, name, channels) if data.path is not None else _from_hub(data, name, channels)
     if source.count == 0:
-        where = f"data.path is {data.path}, but its" if data.path is not None else f"{name}'s"
-        raise UserError(f"{where} split {data.split} is empty: choose another with data.split.")
+        where = data.path if data.path is not None else name
+        raise UserError(f"the split {data.split} of {where} is empty: choose another with data.split.")
     return source
 
 

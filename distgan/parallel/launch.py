@@ -67,7 +67,7 @@ def check(*, batch_size: int, precision: str) -> None:
     if launched not in ("no", MIXED_PRECISION[precision]):
         raise UserError(
             f"the launcher asks for {launched} and the recipe's train.precision is {precision}: "
-            "make them agree, best by leaving precision to the recipe."
+            "remove mixed precision from the launcher's settings, so that the recipe decides."
         )
     for variable, what in {
         "ACCELERATE_USE_FSDP": "FSDP",
@@ -76,7 +76,9 @@ def check(*, batch_size: int, precision: str) -> None:
         "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
     }.items():
         if os.environ.get(variable, "false").lower() == "true":
-            raise UserError(f"the launcher asks for {what}, but distgan trains with DDP: launch without it.")
+            raise UserError(
+                f"the launcher asks for {what}, but distgan trains with DDP: remove {what} from its settings."
+            )
     if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) > 1:
         raise UserError(
             "the launcher asks for gradient accumulation, but train.batch_size is the whole batch already: launch "
@@ -184,8 +186,8 @@ def adopt_mpirun() -> None:
         if size == "PMI_SIZE" and "SLURM_PROCID" in os.environ:
             return  # these variables are srun's
         raise UserError(
-            f"{size} is {os.environ[size]}, but this mpirun does not tell which processes share a machine: "
-            "start the ranks with `accelerate launch`, `torchrun` or `srun`."
+            f"mpirun started {os.environ[size]} processes ({size}), but does not say which of them share a machine: "
+            "start them with `accelerate launch`, `torchrun` or `srun`."
         )
     rank, world, local_rank, local_world = (os.environ[name] for name in names)
     if "WORLD_SIZE" in os.environ:

@@ -174,7 +174,7 @@ def _missing(store: Store, rank: int, world: int, me: str, timeout: float) -> Ba
         return _two(rank, me, called["ranks"][rank]["process"])
     gone = [other for other in range(world) if other != rank and before[other] == after[other]]
     missing = " and ".join(f"rank {other}" for other in gone) or "a rank"
-    error = LostRankError(f"{missing} did not come within {timeout:g} s: {_together()}.")
+    error = LostRankError(f"{missing} did not join within {timeout:g} s: {_together()}.")
     return error if speaks_for_node() else mark_reported(error)
 
 

@@ -103,8 +103,8 @@ class DataConfig:
     version of the original (cifar-10-batches-bin, or its .tar.gz); for fashion_mnist also IDX files. For `folder`: the
     folder or zip archive of pictures."""
     config: str | None = None
-    """Which configuration of a data set to read, if it has several: its name on the hub, or its folder in a local
-    copy."""
+    """Which configuration of a data set to read, if there are several: the configuration's name on the hub, or its
+    folder in a local copy."""
     split: str = "train"
     """Which split of a data set to train on. For `folder`: which sub-folder, if those at the top are named train, val,
     test or the like."""
@@ -125,8 +125,8 @@ class DataConfig:
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     placement: Literal["auto", "device", "host"] = field(default="auto", metadata=BESIDE)
-    """Where the images are kept: in the device's memory, in the host's, or (auto) on the device if they fit. Changes no
-    batch."""
+    """Where the images are kept: in the device's memory, in the host's, or (auto) on the device if they fit. The
+    batches are the same in each case."""
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
@@ -150,8 +150,9 @@ class ModelConfig:
     architecture: str = "dcgan"
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
-    """Channels of the layer next to the image. They double at each lower resolution (resnet: up to 16 times). resnet at
-    32x32 has the same number everywhere, so that 256 there corresponds to 64 at 64x64 and above."""
+    """Channels of the layer next to the image. They double whenever the resolution halves (resnet: to at most 16 times
+    this). Exception: resnet at 32x32 has this number in all layers, so use 256 there where you would use 64 at larger
+    sizes."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
@@ -262,10 +263,10 @@ class EmaConfig:
     """The averaged generator, an exponential moving average of the weights. It is what is sampled and exported."""
 
     half_life: float = 10_000
-    """Real images seen by the discriminator after which the share of past weights in the average has halved. 0 switches
+    """Half-life of old weights in the average, counted in real images that the discriminator has seen. 0 switches
     averaging off."""
     ramp: float = 0.05
-    """Early on, the half-life is this share of the images seen so far, until that reaches `half_life`."""
+    """At the start the half-life is this fraction of the images seen so far, until it reaches `half_life`."""
 
     def __post_init__(self) -> None:
         _non_negative("ema.half_life", self.half_life)
@@ -286,8 +287,8 @@ class TrainConfig:
     """Arithmetic of the networks. Weights and losses stay in fp32. For mixed precision we advise bf16."""
     max_batch_per_device: int | None = field(default=None, metadata=BESIDE)
     """If a process's share of a batch is larger than this, accumulate gradients over equal parts of at most this many
-    images: the same update in less memory, at the cost of one more forward pass of the generator. Refused with batch
-    norm, which all of distgan's own generators have."""
+    images: the same update in less memory, at the cost of one more forward pass of the generator. Only for networks
+    without batch norm, so not for the built-in generators."""
     init_from: str | None = field(default=None, metadata=_PATH)
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
     deterministic: bool = False
@@ -307,15 +308,15 @@ class CheckpointConfig:
     """When to save, what to keep."""
 
     every: int = 1000
-    """Steps between checkpoints. The run also saves at its end, at `run.stop_at`, on a stop signal, and when an
-    evaluation is its best."""
+    """Steps between checkpoints. The run also saves at its end, at `run.stop_at`, on a stop signal, and after each
+    evaluation that is the best so far."""
     every_minutes: float | None = None
     """Save also when this many minutes have passed since the last checkpoint."""
     on_error: Literal["retry", "stop"] = "retry"
     """What to do when the disk is full or fails. `retry`: say so, train on and try again at the next log point. `stop`:
     end the run. What was saved before is kept. If the end of a run cannot be saved, it is an error either way."""
     keep_last: int = 3
-    """How many of the newest checkpoints to keep; besides them stay the best one and what a rollback needs."""
+    """How many of the newest checkpoints to keep. The best one and those that a rollback needs are kept, too."""
     keep_every: int | None = None
     """Also keep each checkpoint whose step is a multiple of this."""
 
@@ -338,8 +339,7 @@ class TrackConfig:
     to: Literal["wandb", "none"] = "wandb"
     """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
     project: str = "distgan"
-    """wandb project; it takes precedence over WANDB_PROJECT. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb
-    off."""
+    """wandb project. WANDB_PROJECT is not used. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off."""
     log_every: int = 100
     """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
     sample_every: int = 1000
@@ -363,18 +363,18 @@ class EvalConfig:
     """Evaluations of the averaged generator during training. They change no update, unless the guard acts on them."""
 
     every: int | None = None
-    """Steps between evaluations; there is also one at the end. If unset, the run is not evaluated. The best checkpoint
-    is kept."""
+    """Steps between evaluations; there is also one at the end. The best checkpoint is kept. If unset, the run is not
+    evaluated."""
     extractor: Literal["inception", "classifier"] = "inception"
-    """The network whose features are compared. `inception`: that of the published FID; its weights are downloaded once.
+    """The network whose features are compared. `inception`: the one used for published FIDs, which is downloaded.
     `classifier`: a small network that is trained on the labels of the training images; needs no download."""
     extractor_weights: str | None = field(default=None, metadata=_PATH)
     """File with the extractor's weights: safetensors, or torch-fidelity's file for Inception. If unset, they are
     downloaded or trained."""
     metrics: list[str] | str | None = None
     """Which numbers to compute, as a list or with commas between them. inception has fid,is,kid,prdc; classifier has
-    fd_classifier,is_classifier,kd_classifier,prdc. The first one given decides which checkpoint is best. If unset: the
-    extractor's first, and prdc."""
+    fd_classifier,is_classifier,kd_classifier,prdc. The first one given decides which checkpoint is best. If unset:
+    fid,prdc or fd_classifier,prdc."""
     num: int = 10_000
     """How many images to draw."""
     reference: str = field(default="train", metadata=_PATH)
@@ -393,8 +393,8 @@ class EvalConfig:
                 raise UserError(f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}.')
         if self.measured[0] == "prdc" and self.every is not None:
             raise UserError(
-                "eval.metrics begins with prdc, which is four numbers, but the first decides which checkpoint is best: "
-                "begin with another."
+                "eval.metrics begins with prdc, but its first metric decides which checkpoint is best, and prdc is "
+                "four numbers: put another metric first."
             )
 
     @property
@@ -422,11 +422,12 @@ class GuardConfig:
     """What happens when training collapses or diverges. The guard judges at every log point and evaluation."""
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
-    """`warn`: say it, in wandb too. `stop`: save and end with exit code 6. `rollback`: return to the newest regular
-    checkpoint from before the problem and go on with different random draws. The learning rate is halved for the
-    network that is ahead, or for both if neither clearly is. NaN or inf ends the run, unless it can roll back."""
+    """`warn`: warn, in wandb, too. `stop`: save and end with exit code 6. `rollback`: return to the newest checkpoint
+    that `checkpoint.every` made before the problem and go on with different random draws. The learning rate of the
+    winning network is halved, or both if neither is clearly winning. NaN or inf ends the run, unless it can roll
+    back."""
     patience: int = 5
-    """A problem counts once it was seen at this many log points in a row, or at two evaluations in a row if only
+    """Act on a problem only after it was seen at this many log points in a row, or at two evaluations in a row if only
     evaluations show it. NaN and inf count at once."""
     after: int = 50_000
     """Until this many images have been seen, only NaN and inf are judged, because every generator starts out

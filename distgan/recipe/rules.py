@@ -25,8 +25,8 @@ def check_recipe(config: Config) -> None:
     if clip is not None and (spectral or "wgan_gp" in config.penalty.names):
         other = "model.d_norm is spectral" if spectral else "penalty.name has wgan_gp"
         raise UserError(
-            f"optim.clip_weights is {clip} and {other}: these two ways to bound the critic undo each other, so set one "
-            "to null."
+            f"optim.clip_weights is {clip}, but {other}, and these two ways to bound the critic undo each other: set "
+            "one of them to null."
         )
     if config.run.extend and config.optim.schedule != "constant":
         raise UserError(

@@ -345,7 +345,7 @@ class Housekeeping:
         if attempt > happened:
             raise UserError(
                 f"{self._folder.rollbacks} lists {happened} rollbacks, but the newest checkpoint was made after "
-                f"{attempt}: bring back a copy of the file."
+                f"{attempt} rollbacks: restore that file from a copy."
             )
         return attempt < happened
 

@@ -47,7 +47,7 @@ def check(track: TrackConfig) -> None:
                 wandb.Settings().update_from_env_vars({name: value})
             except Exception as error:  # wandb's, and pydantic's of many lines
                 said = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else error
-                shown = "set to what" if "KEY" in name else f"{value!r}, which"
+                shown = "set to a value that" if "KEY" in name else f"{value!r}, which"
                 raise UserError(f"{name} is {shown} wandb refuses ({said}): correct or unset it.") from error
 
 

@@ -78,8 +78,8 @@ def problem(folder: Path) -> str | None:
         return "manifest.json cannot be read"
     if version != FORMAT:
         raise UserError(
-            f"{folder} has format {version}, but this version of distgan reads {FORMAT}: use the version that wrote "
-            "it, or a newer one."
+            f"{folder} has format {version}, which this version of distgan does not know (it knows {FORMAT}): update "
+            "distgan to the version that wrote it."
         )
     for name, (size, sha256) in files.items():
         try:

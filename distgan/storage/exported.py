@@ -147,8 +147,8 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         if config["format"] != bundle.FORMAT:
             raise UserError(
-                f"{folder} has format {config['format']}, but this version of distgan reads {bundle.FORMAT}: use the "
-                "version that wrote it, or a newer one."
+                f"{folder} has format {config['format']}, which this version of distgan does not know (it knows "
+                f"{bundle.FORMAT}): update distgan to the version that wrote it."
             )
         spec, step = ImageSpec(**config["images"]), config["step"]
         generator = build_generator(ModelConfig(**config["model"]), spec)

@@ -113,7 +113,7 @@ def test_on_several_machines_they_must_be_told_where_to_meet(environment, names)
 def test_an_mpirun_that_does_not_say_who_shares_a_machine_is_refused(environment, names):
     environment(**{names[0]: "0", names[1]: "2"})
     with pytest.raises(
-        ValueError, match=f"{names[1]} is 2, but this mpirun does not tell which processes share a machine"
+        ValueError, match=rf"mpirun started 2 processes \({names[1]}\), but does not say which of them share a machine"
     ):
         launcher.launched_ranks()
     assert "WORLD_SIZE" not in os.environ

@@ -64,7 +64,7 @@ def test_a_variable_that_wandb_refuses_is_named(monkeypatch, name, value):
 
 def test_a_key_that_wandb_refuses_is_not_shown(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", " secret ")
-    with pytest.raises(ValueError, match=r"^WANDB_API_KEY is set to what wandb refuses") as refused:
+    with pytest.raises(ValueError, match=r"^WANDB_API_KEY is set to a value that wandb refuses") as refused:
         tracking.check(TrackConfig())
     assert "secret" not in str(refused.value)
 
