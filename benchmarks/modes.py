@@ -172,10 +172,10 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
             "# Mode coverage",
             "",
             f"The data set has {len(POINTS) * PICTURES:,} pictures of {SIZE}x{SIZE} pixels, {PICTURES} for each of "
-            f"{len(POINTS)} points. Each picture shows one blob at its point. A sample is good if it is a blob close to "
-            "a point. A mode (a point) counts as found if it has at least a tenth as many good samples as an equal share "
-            "of all samples would be (`benchmarks/modes.py`). The networks have few channels, so that one core trains "
-            "them in minutes: the table shows how training begins, not how it ends.",
+            f"{len(POINTS)} points. Each picture shows one blob at its point. A sample is good if it is a blob close "
+            "to a point. A mode (a point) counts as found if it has at least a tenth as many good samples as an equal "
+            "share of all samples would be (`benchmarks/modes.py`). The networks have few channels, so that one core "
+            "trains them in minutes: the table shows how training begins, not how it ends.",
             "",
             f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, "
             f"one thread, two runs at a time, on {_processor()}, torch "
