@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test soak modes slurm slurm-down check format clean
+.PHONY: help install quickstart test test-fast soak modes slurm slurm-down check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,11 @@ install: .venv/.run  ## make .venv with distgan in it
 quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 to 6 minutes after an install of 2
 	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
 
-test: .venv/.dev  ## the tests
-	$(BIN)/pytest
+test: .venv/.dev  ## the tests, two at a time
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+test-fast: .venv/.dev  ## the tests of single parts, in less than two minutes
+	$(BIN)/pytest -n 2 --dist loadgroup tests/unit
 
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s
