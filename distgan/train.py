@@ -145,6 +145,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
     with run:
         while not run.done(step):
             schedules.set(step)
+            # The discriminator: d_steps updates, each on other images.
             for update in range(step * d_steps, (step + 1) * d_steps):
                 for batch in feed.pieces(update):
                     # G's graph is kept only if G learns from these fakes: several graphs at once break DDP's reduction.
@@ -158,10 +159,11 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
                 opt_D.zero_grad()
                 models.constrain(raw_D, clip=config.optim.clip_weights)
 
-            with frozen(raw_D):  # no gradients of D's weights, nothing of D on the wire
+            # The generator: one update, by the images of D's last one. D's weights need no gradients, and none are sent.
+            with frozen(raw_D):
                 for batch in feed.pieces(update):
                     with ranks.synced(G, last=batch.last):
-                        fake = fake if batch.whole else G(batch.z, batch.y)
+                        fake = fake if batch.whole else G(batch.z, batch.y)  # again, if gradients accumulate
                         terms = objective.generator(raw_D, batch, fake)
                         accelerator.backward(terms.loss * batch.weight)
                     meter.add(terms.logged, batch.weight)
