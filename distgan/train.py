@@ -159,7 +159,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
                 opt_D.zero_grad()
                 models.constrain(raw_D, clip=config.optim.clip_weights)
 
-            # The generator: one update, by the images of D's last one. D's weights need no gradients, and none are sent.
+            # The generator: one update, by the images of D's last one. D's weights get no gradients, so none are sent.
             with frozen(raw_D):
                 for batch in feed.pieces(update):
                     with ranks.synced(G, last=batch.last):

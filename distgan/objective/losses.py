@@ -22,7 +22,8 @@ class Loss(Protocol):
     """Whether the generator's loss needs the logits of real images too."""
 
     probability: bool
-    """Whether `score` is a probability, from which the guard can tell which network is winning."""
+    """Whether `score` is a probability, D(x). If not, the guard cannot see that D recognises every fake, and a rollback
+    halves both learning rates, because no score shows which network is winning."""
 
     needs_lipschitz: bool
     """Whether the discriminator's loss has no minimum, so that something must bound the slope of its logits."""
@@ -60,7 +61,7 @@ class NonSaturating:
 
 
 class _ByLogits:
-    """Base of losses whose score is the mean logit."""
+    """Base of losses whose score is the mean logit: unpaired, no probability, no bound on the slope."""
 
     paired = False
     probability = False

@@ -16,8 +16,6 @@ from support.programs import (
 )
 from support.runs import REPOSITORY, TINY, VARIANTS, metrics
 
-from distgan import models, recipe
-from distgan.objective import augment, losses, penalties
 from distgan.storage.tensors import read as read_tensors
 
 PLAIN = [
@@ -69,21 +67,6 @@ def test_losses_of_a_dcgan_with_synchronised_batch_norm_equal_across_process_cou
     for world in (2, 3, 4):
         assert dcgan(world) == pytest.approx(one, rel=tolerance, abs=0)
     assert dcgan(2, "--model.sync_batchnorm=false") != pytest.approx(one, rel=tolerance, abs=0)
-
-
-def test_the_variants_are_all_there_is():
-    parsed = [recipe.parse([*TINY, *variant, "--run.dir=run"])[0] for variant in ([], *VARIANTS.values())]
-    assert {c.loss.name for c in parsed} == losses.LOSSES.keys()
-    assert {name for c in parsed for name in c.penalty.names} == penalties.PENALTIES.keys()
-    assert {name for c in parsed for name in c.augment.names} == augment.AUGMENTATIONS.keys()
-    assert {(c.model.architecture, models.d_norm(c.model)) for c in parsed} == {
-        (name, norm) for name, architecture in models.ARCHITECTURES.items() for norm in architecture.d_norms
-    }
-    assert {(c.model.architecture, c.model.conditional) for c in parsed} == {
-        (name, labels) for name in models.ARCHITECTURES for labels in (False, True)
-    }
-    assert {c.optim.schedule for c in parsed} == {"constant", "linear", "cosine"}
-    assert {c.optim.clip_weights is None for c in parsed} == {c.penalty.every == 1 for c in parsed} == {False, True}
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -28,6 +28,7 @@ FORMULAS = {
 
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_a_loss_is_its_papers_formula(name):
+    assert name in FORMULAS, "add its formula, as its paper writes it or by another way of computing it, to FORMULAS"
     rng = torch.Generator().manual_seed(0)
     real, fake = (torch.randn(2, 64, dtype=torch.float64, generator=rng) * 3).unbind()
     real.requires_grad_()
