@@ -124,7 +124,7 @@ class Evaluation:
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
         """Collective: passes `num` images through the extractor and returns their scores."""
-        keep = num if self._asks_for("kernel") else _PRDC_MOST if self._asks_for("prdc") else 0
+        keep = num if self._asks_for("kernel_distance") else _PRDC_MOST if self._asks_for("prdc") else 0
         drawn_features = self._extract(draw, num, keep=keep, what="evaluating")
 
         def score() -> dict[str, float]:
@@ -177,7 +177,7 @@ class Evaluation:
     def _statistics(self, real: "_Real") -> "_Features | None":
         """Collective: returns the features of real images on rank zero, from the cache if they are there."""
         num = len(real.images.pixels)
-        keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for("kernel") else 0))
+        keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for("kernel_distance") else 0))
         described = [_FORMAT, self.weights.sha256, real.images.fingerprint, list(real.images.pixels.shape), keep]
         folder = cache.path(self._data, "references", described)
         if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
@@ -194,7 +194,7 @@ class Evaluation:
         fingerprints = self._ranks.gather(other.images.fingerprint if other is not None else None)
         if other is None or len(set(fingerprints)) > 1:  # a machine lacks the split: then there is no floor
             return None
-        num, kept = len(other.images.pixels), self._config.num if self._asks_for("kernel") else 0
+        num, kept = len(other.images.pixels), self._config.num if self._asks_for("kernel_distance") else 0
         described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
         folder = cache.path(self._data, "floors", described)
         if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
@@ -233,7 +233,7 @@ class Evaluation:
         if self._asks_for("prdc"):
             drawn, compared = (min(count, _PRDC_MOST) for count in (num, real))
             protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"
-        if self._asks_for("kernel"):
+        if self._asks_for("kernel_distance"):
             block = min(_BLOCK, num, real)
             protocol["kid"] = f"cubic kernel, disjoint blocks of {block}, {min(num, real) // block} in number"
         return protocol
@@ -243,7 +243,7 @@ class Evaluation:
         num, real = self._config.num, len(self._real.images.pixels)
         distance, kernel = (
             next(name for name, formula in EVAL_METRICS[self._config.extractor].items() if formula == wanted)
-            for wanted in ("frechet", "kernel")
+            for wanted in ("frechet", "kernel_distance")
         )
         if distance in self._config.measured:
             for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
@@ -297,9 +297,9 @@ def _inception_score(name: str, real: _Features, fake: _Features, device: torch.
     return {name: score, f"{name}_std": deviation}
 
 
-def _kernel(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
+def _kernel_distance(name: str, real: _Features, fake: _Features, device: torch.device) -> dict[str, float]:
     rows = (of.rows[: len(fake.rows)].to(device) for of in (real, fake))
-    distance, error = scores.kid(*rows, block=_BLOCK)
+    distance, error = scores.kernel_distance(*rows, block=_BLOCK)
     return {name: distance, **({f"{name}_error": error} if error is not None else {})}
 
 
@@ -311,7 +311,7 @@ def _prdc(name: str, real: _Features, fake: _Features, device: torch.device) -> 
 FORMULAS: dict[str, Callable[[str, _Features, _Features, torch.device], dict[str, float]]] = {
     "frechet": _frechet,
     "inception_score": _inception_score,
-    "kernel": _kernel,
+    "kernel_distance": _kernel_distance,
     "prdc": _prdc,
 }
 """Formulas by name: (metric's name, features of real images, those of samples, device) -> numbers by their names.

@@ -102,7 +102,7 @@ class ClassSums:
         return float(kl.exp().mean()), float(kl.exp().std(correction=0))
 
 
-def kid(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float | None]:
+def kernel_distance(real: Tensor, fake: Tensor, *, block: int = 1000) -> tuple[float, float | None]:
     """Returns the kernel Inception distance: unbiased squared MMD with (x.y / dim + 1)^3 (Bińkowski et al. 2018, 4.1).
 
     The mean over disjoint blocks of `block` images, in their order, and its standard error (None for a single block).

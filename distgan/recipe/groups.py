@@ -404,11 +404,11 @@ class EvalConfig:
 
 
 EVAL_METRICS = {
-    "inception": {"fid": "frechet", "is": "inception_score", "kid": "kernel", "prdc": "prdc"},
+    "inception": {"fid": "frechet", "is": "inception_score", "kid": "kernel_distance", "prdc": "prdc"},
     "classifier": {
         "fd_classifier": "frechet",
         "is_classifier": "inception_score",
-        "kd_classifier": "kernel",
+        "kd_classifier": "kernel_distance",
         "prdc": "prdc",
     },
 }

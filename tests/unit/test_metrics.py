@@ -70,15 +70,17 @@ def test_inception_score_agrees_with_torch_fidelity():
 def test_kid_agrees_with_torch_fidelity(num):
     real, fake = features(1, num=num), features(2, num=num, shift=0.4)
     reference = kid_features_to_metric(real.double(), fake.double(), kid_subsets=1, kid_subset_size=num)
-    assert metrics.kid(real, fake)[0] == pytest.approx(reference["kernel_inception_distance_mean"], rel=1e-9)
+    assert metrics.kernel_distance(real, fake)[0] == pytest.approx(
+        reference["kernel_inception_distance_mean"], rel=1e-9
+    )
 
 
 def test_kid_over_blocks_is_unbiased_and_knows_its_error():
     """Equal distributions: zero within a few standard errors; a shift is many away."""
     real = features(1, num=20_000)
-    mean, error = metrics.kid(real, features(2, num=20_000))
+    mean, error = metrics.kernel_distance(real, features(2, num=20_000))
     assert abs(mean) < 4 * error
-    mean, error = metrics.kid(real, features(2, num=20_000, shift=1.0))
+    mean, error = metrics.kernel_distance(real, features(2, num=20_000, shift=1.0))
     assert mean > 10 * error
 
 

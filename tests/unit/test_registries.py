@@ -35,9 +35,11 @@ def test_help_and_documents_have_every_name_of_a_registry(key, settings):
     document = "docs/evaluation.md" if key == "eval.metrics" else "docs/recipes.md"
     lines = [line for line in (REPOSITORY / document).read_text().splitlines() if line.startswith("| `")]
     row = "\n".join(line for line in lines if key == "eval.metrics" or line.startswith(f"| `{key}`"))
+    readme = (REPOSITORY / "README.md").read_text()
     for name in REGISTRIES[key]:
         assert re.search(rf"\b{name}\b", settings[key]), f"add {name} to the docstring of {key} in recipe/groups.py"
         assert f"`{name}`" in row, f"add {name} to the table in {document}"
+        assert key != "eval.metrics" or f"`{name}`" in readme, f"add {name} to the table of metrics in README.md"
 
 
 def test_every_metric_has_a_formula():
