@@ -21,7 +21,7 @@ class Batch:
     """This rank's share of a global batch, or a part of the share if gradients accumulate."""
 
     real: Tensor
-    """Real images, (N, C, H, W) in [-1, 1]."""
+    """Real images, (N, C, H, W) in [-1, 1], mirrored by `data.flip`, not augmented."""
     y: Tensor | None
     """Labels of the real images and of the fakes, (N,) int64; None if the networks take no labels."""
     z: Tensor

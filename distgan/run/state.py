@@ -13,7 +13,10 @@ from distgan.run.guard import Guard
 from distgan.run.meter import Meter
 from distgan.storage import checkpoint
 from distgan.storage.bundle import Files
-from distgan.storage.checkpoint import HoldsTensors, Slots
+from distgan.storage.checkpoint import HoldsTensors, Slots, has
+
+NEW = {"new": True}
+"""Marks a field of `TrainingState` whose file older checkpoints lack."""
 
 
 class Scaler:
@@ -36,9 +39,10 @@ class Scaler:
 class TrainingState:
     """Everything that a checkpoint holds. Each field is one part of it, under the field's name.
 
-    To save one more thing, add a field. A field with `state_dict` and `load_state_dict` (a network, an optimiser's
-    `Slots`) becomes a file of tensors. A field with `state` and `load_state`, or a plain JSON value, becomes an entry
-    of state.json. If a checkpoint of an older version lacks an entry, the field keeps its value.
+    To save one more thing, add a field and give it in train.py. A field with `state_dict` and `load_state_dict` (a
+    network, an optimiser's `Slots`, or your own class) becomes a file of tensors. A field with `state` and
+    `load_state`, or a plain JSON value, becomes an entry of state.json. Older checkpoints must still load: give a new file of tensors
+    `field(metadata=NEW)`; an entry needs no mark. A field that a checkpoint lacks keeps the value that it has.
     """
 
     generator: Generator
@@ -74,7 +78,9 @@ class TrainingState:
         Raises:
             UserError: the tensors do not fit these networks.
         """
-        saved = checkpoint.load(folder, self._files())
+        new = {field.name for field in fields(self) if field.metadata.get("new")}
+        there = {name: part for name, part in self._files().items() if name not in new or has(folder, name)}
+        saved = checkpoint.load(folder, there)
         for name, part in self._entries().items():
             if name in saved and hasattr(part, "load_state"):
                 part.load_state(saved[name])

@@ -3,6 +3,8 @@
 generator.safetensors, discriminator.safetensors, average.safetensors     parameters and buffers by name
 generator_optimizer.safetensors, discriminator_optimizer.safetensors      Adam's moments by "parameter name/slot"
 state.json                                                                the step and everything that is not a tensor
+
+`TrainingState` in run/state.py decides which files and which entries of state.json there are.
 """
 
 import logging
@@ -31,7 +33,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 class HoldsTensors(Protocol):
-    """The source of one file of a checkpoint, which can take it back: a network, or an optimiser's `Slots`."""
+    """The source of one file of a checkpoint, which can take it back, such as a network or an optimiser's `Slots`."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -90,6 +92,11 @@ def save(root: Path, step: int, files: Files, state: Mapping[str, Any]) -> Path:
                 raise NotFiniteError(f"at step {step} {name} in the {file.replace('_', ' ')} has become NaN or inf.")
     bundle.commit(final, files, {"step": step, **state})
     return final
+
+
+def has(folder: Path, file: str) -> bool:
+    """Tells whether a checkpoint has a file of tensors of this name, which older ones may lack."""
+    return (folder / f"{file}.safetensors").exists()
 
 
 def load(folder: Path, holders: Mapping[str, HoldsTensors]) -> dict[str, Any]:

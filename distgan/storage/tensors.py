@@ -33,7 +33,8 @@ def read(file: Path) -> dict[str, Tensor]:
     try:
         return tensors_from_bytes(file.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is not a readable safetensors file: restore it from a copy.") from error
+        what = "does not exist" if isinstance(error, FileNotFoundError) else "is not a readable safetensors file"
+        raise UserError(f"{file} {what}: restore it from a copy.") from error
 
 
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:

@@ -49,7 +49,7 @@ def test_what_a_wasteful_step_does_would_be_seen(tmp_path):
 
 
 def test_each_gradient_crosses_the_wire_once(tmp_path):
-    G, D = models.build(ModelConfig(width=4, latent_dim=8), models.Shape(image_size=32, channels=1), seed=0)
+    G, D = models.build(ModelConfig(width=4, latent_dim=8), models.ImageSpec(image_size=32, channels=1), seed=0)
     gradients = 4 * sum(p.numel() for network in (G, D) for p in network.parameters())
     flags = 12  # on a CPU group of their own, read a step later
     (tmp_path / "plain").mkdir()
@@ -145,7 +145,7 @@ def test_r1_costs_what_it_says_on_our_networks(tmp_path, architecture):
         (step,) = counted(tmp_path / name, *overrides, *penalty)
         counts.append(step["flops"])
     model = ModelConfig(architecture=architecture, d_norm="none", width=4, latent_dim=8)
-    _, D = models.build(model, models.Shape(image_size=32, channels=1), seed=0)
+    _, D = models.build(model, models.ImageSpec(image_size=32, channels=1), seed=0)
     x = torch.zeros(12, 1, 32, 32)
     if architecture == "dcgan":
         first, last = [(D.main[0], x)], (D.main[-1], torch.zeros(12, 16, 4, 4))

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from support.runs import TINY, metrics, steps
 from torch import nn
 
 from distgan import load_generator
+from distgan.run.state import NEW, TrainingState
 from distgan.storage import bundle, checkpoint
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "format_1"  # by write_fixture.py when format 1 began
@@ -64,6 +66,37 @@ def test_an_optimiser_that_never_stepped_stays_so(tmp_path):
     step(network, adam, 0)
     step(other, other_adam, 0)
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+@dataclass(kw_only=True)
+class Grown(TrainingState):
+    """What a later version saves besides."""
+
+    tensor: nn.Module = field(default_factory=lambda: nn.Linear(1, 1), metadata=NEW)
+    entry: int = 7
+
+
+def test_a_state_that_has_grown_loads_checkpoints_of_before(tmp_path):
+    files = ("generator", "discriminator", "average", "generator_optimizer", "discriminator_optimizer")
+    entries = {"meter": 1, "scaler": None, "guard": {}, "standing": {}, "images": "a", "data": {}}
+
+    def made(kind):
+        return kind(**{name: nn.Linear(2, 2) for name in files}, **entries)
+
+    before, grown = made(TrainingState), made(Grown)
+    old = checkpoint.save(tmp_path / "old", 0, before.snapshot(), before.described())
+    grown.entry, kept = 8, grown.tensor.weight.clone()
+    grown.load(old)
+    assert torch.equal(grown.generator.weight, before.generator.weight)
+    assert grown.entry == 8 and torch.equal(grown.tensor.weight, kept)
+
+    new = checkpoint.save(tmp_path / "new", 0, grown.snapshot(), grown.described())
+    again = made(Grown)
+    again.load(new)
+    assert again.entry == 8 and torch.equal(again.tensor.weight, kept)
+    (new / "generator.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"generator\.safetensors does not exist"):  # not one that may be missing
+        again.load(new)
 
 
 def test_a_checkpoint_is_safetensors_and_json_by_parameter_name(tmp_path):
