@@ -38,6 +38,11 @@ class Average:
             half_life = between("linear", 0, self._half_life, self._ramp * seen / self._half_life)
             self._weight = 1 - 0.5 ** (self._images / half_life)
 
+    @property
+    def now(self) -> dict[str, float]:
+        """Returns nothing: the half-life is not logged."""
+        return {}
+
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
         """Takes in the weights of `source` after an update."""

@@ -24,6 +24,10 @@ class Scheduled(Protocol):
     def set(self, step: int) -> None:
         """Sets the values for the updates that follow this step."""
 
+    @property
+    def now(self) -> dict[str, float]:
+        """Returns the values that were set last, by their names in metrics.jsonl; empty if they are not logged."""
+
 
 class Schedules:
     """All that changes in the course of a run, set in one place before each step."""
@@ -35,6 +39,11 @@ class Schedules:
         """Sets the values of the updates that follow this step."""
         for one in self._scheduled:
             one.set(step)
+
+    @property
+    def now(self) -> dict[str, float]:
+        """Returns the values that were set last, by their names in metrics.jsonl: after a step, its own."""
+        return {name: value for one in self._scheduled for name, value in one.now.items()}
 
 
 class Rates:
@@ -63,5 +72,5 @@ class Rates:
 
     @property
     def now(self) -> dict[str, float]:
-        """Returns the rates of the last update."""
-        return {name: optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}
+        """Returns the rates that were set last, as `lr/NETWORK`."""
+        return {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}

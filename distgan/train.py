@@ -127,6 +127,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         images=images,
         spec=materials.spec,
         seed=seed,
+        schedules=schedules,
         rates=rates,
         probability=probability,
         evaluation=evaluation,

@@ -1,7 +1,7 @@
 """The objective: each half of a step as a function of tensors that returns a loss and the values to log.
 
-Nothing here knows the step, the rank or the optimisers. Means are over the images of a rank. Ranks have equal shares,
-so that DDP's mean over ranks is the mean over the global batch.
+Nothing here knows of ranks, optimisers or the log; the only clock is `batch.update`. Means are over the images of a
+rank. Ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch.
 """
 
 from collections.abc import Callable

@@ -75,7 +75,7 @@ class Penalties:
     """The penalties of a run."""
 
     weights: dict[str, float]
-    """The weight of each penalty at an update where it is due, by its name."""
+    """The weight of each penalty, by its name; `due` multiplies it by `penalty.every`."""
 
     def __init__(self, config: PenaltyConfig, *, mixed_precision: bool) -> None:
         """Finds the penalties by name.
@@ -90,18 +90,19 @@ class Penalties:
         for name in config.names:
             if name not in PENALTIES:
                 raise UserError(unknown_name("penalty.name", name, [*PENALTIES]))
-        # A penalty at every n-th update gets n times the weight, so that its weight is the same on average (Karras et
-        # al. 2020, StyleGAN2, appendix B. There the penalty has its own updates, with Adam slowed down; here it is
-        # added to the loss of an update).
         self.weights = {
-            name: config.every * (PENALTIES[name].weight if config.weight is None else config.weight)
-            for name in config.names
+            name: PENALTIES[name].weight if config.weight is None else config.weight for name in config.names
         }
         self._every, self._reuse = config.every, not mixed_precision
 
     def due(self, update: int) -> Due:
         """Returns what is due at an update of the discriminator, counted over the whole run."""
-        return Due({} if update % self._every else self.weights, self._reuse)
+        if update % self._every:
+            return Due({}, self._reuse)
+        # A penalty at every n-th update gets n times the weight, so that its weight is the same on average (Karras et
+        # al. 2020, StyleGAN2, appendix B. There the penalty has its own updates, with Adam slowed down; here it is
+        # added to the loss of an update).
+        return Due({name: self._every * weight for name, weight in self.weights.items()}, self._reuse)
 
 
 def penalised(

@@ -25,7 +25,7 @@ from distgan.run.saving import Saver
 from distgan.run.state import TrainingState
 from distgan.run.tracking import Tracker
 from distgan.run.watch import Watch
-from distgan.schedules import Rates
+from distgan.schedules import Rates, Schedules
 from distgan.seeding import RunSeed
 from distgan.storage import bundle, checkpoint
 
@@ -53,6 +53,7 @@ class Housekeeping:
         images: Images,
         spec: ImageSpec,
         seed: RunSeed,
+        schedules: Schedules,
         rates: Rates,
         probability: bool,
         evaluation: Evaluation | None,
@@ -68,13 +69,15 @@ class Housekeeping:
             images: the training images.
             spec: size, channels and classes of the images.
             seed: the seed that the loop draws from; a rollback changes it.
-            rates: the learning rates; a rollback lowers them.
+            schedules: everything that changes in the course of the run; its values are logged.
+            rates: the learning rates, which are among these; a rollback lowers them.
             probability: whether the loss's scores are probabilities.
             evaluation: measures the generator; None if `eval.every` is unset.
             watch: measures what the guard looks at; only on rank zero.
         """
         self.config, self.ranks, self.state, self.seed, self.rates = config, ranks, state, seed, rates
         self._folder, self._images, self._spec = folder, images, spec
+        self._schedules = schedules
         self._probability, self._evaluation, self._watch = probability, evaluation, watch
         self.until = min(config.last_step, config.run.stop_at or config.last_step)
         self._stopped = False  # by a signal
@@ -209,8 +212,7 @@ class Housekeeping:
     def _log(self, *, evaluate: bool) -> list[Trouble]:
         """Records a line of metrics and returns the troubles that the guard finds in it."""
         state, step = self.state, self.state.step
-        rates = {f"lr/{name}": rate for name, rate in self.rates.now.items()}
-        numbers = {**state.meter.means(), **rates}
+        numbers = {**state.meter.means(), **self._schedules.now}
         seen, not_finite = self.ranks.on_rank_zero(lambda: (self._on_watch.look(), state.first_not_finite()))
         numbers |= seen
         protocol = {}

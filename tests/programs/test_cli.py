@@ -41,11 +41,11 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         ),
         (
             ["--loss.name=wasserstein", "--optim.clip_weights=0.01", "--penalty.name=wgan_gp"],
-            ["optim.clip_weights is 0.01", "wgan_gp", "set one to null"],
+            ["optim.clip_weights is 0.01", "wgan_gp", "set one of them to null"],
         ),
         (
             ["--loss.name=wasserstein", "--optim.clip_weights=0.01", "--model.d_norm=spectral"],
-            ["optim.clip_weights is 0.01", "spectral", "set one to null"],
+            ["optim.clip_weights is 0.01", "spectral", "set one of them to null"],
         ),
         (
             ["--penalty.name=r1", *NO_DATA],
@@ -75,7 +75,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
             ["--model.architecture=resnet", "--model.d_norm=batch", *NO_DATA],
             ["model.d_norm is batch", "none or spectral"],
         ),
-        (["--optim.schedule=linear", "--run.extend=5"], ["run.extend is 5", "optim.schedule is linear", "init_from"]),
+        (["--optim.schedule=linear", "--run.extend=5"], ["run.extend is 5", "optim.schedule linear", "init_from"]),
         (["--optim.schedule=step"], ["optim.schedule", "step", "constant, linear, cosine"]),
         (["--model.d_width=0"], ["model.d_width", "0", "at least 1"]),
         (["--train.steps=0"], ["train.steps", "0", "at least 1"]),
@@ -101,7 +101,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--guard.on_trouble=panic"], ["guard.on_trouble", "panic", "warn, stop, rollback"]),
         (["--guard.patience=0"], ["guard.patience", "0", "at least 1"]),
         (["--train.init_from=/no/such/run"], ["train.init_from", "/no/such/run", "no whole checkpoint"]),
-        (["--train.init_from=README.md"], ["train.init_from", "README.md", "pickles"]),
+        (["--train.init_from=README.md"], ["train.init_from", "README.md", "Pickles"]),
         (["--data.source=cifar10", "--data.path=/no/such/place"], ["data.path", "/no/such/place", "no such folder"]),
         (["--config=/no/such/recipe.yaml"], ["/no/such/recipe.yaml", "does not exist"]),
         (["--config=README.md"], ["YAML"]),

@@ -24,11 +24,11 @@ def test_learning_rates_are_torchs(schedule):
     for step in range(50):
         rates.set(step)
         expected = theirs.param_groups[0]["lr"]
-        assert rates.now == pytest.approx({"generator": expected, "discriminator": expected}, rel=1e-9)
+        assert rates.now == pytest.approx({"lr/generator": expected, "lr/discriminator": expected}, rel=1e-9)
         theirs.step()
         scheduler.step()
     rates.set(50)
-    assert rates.now["generator"] == pytest.approx(3e-4 if schedule == "constant" else 0, abs=1e-18)
+    assert rates.now["lr/generator"] == pytest.approx(3e-4 if schedule == "constant" else 0, abs=1e-18)
 
 
 def test_a_base_that_a_rollback_lowered_lowers_all_that_follows():
@@ -36,7 +36,7 @@ def test_a_base_that_a_rollback_lowered_lowers_all_that_follows():
     rates = Rates({"generator": optimizer}, lr=1.0, schedule="linear", steps=4)
     rates.base["generator"] = 0.5
     rates.set(1)
-    assert rates.now == {"generator": 0.375}
+    assert rates.now == {"lr/generator": 0.375}
 
 
 def test_a_curve_stays_where_it_ends():
