@@ -173,15 +173,17 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
             "",
             f"The data set has {len(POINTS) * PICTURES:,} pictures of {SIZE}x{SIZE} pixels, {PICTURES} for each of "
             f"{len(POINTS)} points. Each picture shows one blob at its point. A sample is good if it is a blob close "
-            "to a point. A mode (a point) counts as found if it has at least a tenth as many good samples as an equal "
-            "share of all samples would be (`benchmarks/modes.py`). The networks have few channels, so that one core "
-            "trains them in minutes: the table shows how training begins, not how it ends.",
+            f"to a point. If samples were spread equally, each mode (each point) would get 1/{len(POINTS)} of them. A "
+            "mode counts as found if at least a tenth of that number are good samples at its point "
+            "(`benchmarks/modes.py`). The networks have few channels, so that one core trains them in minutes: the "
+            "table shows how training begins, not how it ends.",
             "",
             f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, "
             f"one thread, two runs at a time, on {_processor()}, torch "
             f"{importlib.metadata.version('torch')}. The learning rate is 1e-3 (at its start, if the recipe has a "
             f"schedule), and the half-life of the averaged weights 2,000 images. {SAMPLES:,} samples from each run. "
-            "`cifar10_sngan_cond` gets the position as a label, so that its modes are asked for, not found.",
+            "`cifar10_sngan_cond` gets the position as a label: it is told which mode to draw, so it does not have to "
+            "find the modes by itself.",
             "",
             "| Recipe | with | steps, by seed | modes of 25, by seed | good samples, by seed |",
             "|---|---|---|---|---|",

@@ -25,7 +25,7 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     if not text:  # as of a shell's variable that is not set
-        raise UserError(f"{key} is empty: give a path, such as . for the current folder.")
+        raise UserError(f"{key} is empty: give a path (the current folder is ./).")
     try:
         if b"\0" in os.fsencode(text):
             raise UserError(f"{key} has a null character in it, which no file's name can have: remove that character.")

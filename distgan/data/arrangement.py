@@ -252,7 +252,7 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
             return None
         raise UserError(
             f"data.split is {split}, but {where} has no folders at its top that are splits, such as train and test: "
-            "leave data.split out, or set it to train where the recipe gives it."
+            "leave data.split out; if the recipe sets it, add --data.split=train."
         )
     if (name := meant(split, found)) is not None:
         return name

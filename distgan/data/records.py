@@ -117,6 +117,6 @@ def refuse_columns(data: DataConfig, place: Path) -> None:
     for key in ("config", "image_column", "label_column"):
         if getattr(data, key) is not None:
             raise UserError(
-                f"data.{key} is {getattr(data, key)}, which the files in {place} do not use: leave it out, or set it "
-                "to null where the recipe gives it."
+                f"data.{key} is {getattr(data, key)}, which the files in {place} do not use: leave it out; if the "
+                f"recipe sets it, add --data.{key}=null."
             )

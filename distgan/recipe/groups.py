@@ -138,8 +138,8 @@ class DataConfig:
             if value is not None and key not in takes:
                 unset = "train" if key == "split" else "null"
                 raise UserError(
-                    f"data.{key} is {value}, which data.source {self.source} does not use: leave it out, or set it to "
-                    f"{unset} where the recipe gives it."
+                    f"data.{key} is {value}, which data.source {self.source} does not use: leave it out; if the recipe "
+                    f"sets it, add --data.{key}={unset}."
                 )
 
 
@@ -151,8 +151,8 @@ class ModelConfig:
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
     """Channels of the layer next to the image. They double whenever the resolution halves (resnet: to at most 16 times
-    this). Exception: resnet at 32x32 has this number in all layers, so use 256 there where you would use 64 at larger
-    sizes."""
+    this). Exception: at 32x32, all layers of resnet have this number. A width of 256 at 32x32 corresponds to 64 at
+    larger sizes."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None

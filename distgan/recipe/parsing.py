@@ -36,7 +36,7 @@ def parse(
     Raises:
         UserError: one sentence naming the dotted key, the value and what is allowed.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=f"{description} --KEY+ adds to a list.", allow_abbrev=False)
     # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
@@ -46,6 +46,8 @@ def parse(
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
     parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
     parser.add_class_arguments(Config)
+    for group in dataclasses.fields(Config):
+        parser._option_string_actions[f"--{group.name}"].help = "A YAML file with the keys of this group alone."
     try:
         namespace = parser.instantiate(parser.parse_args(argv))
     except UnicodeDecodeError as error:

@@ -66,7 +66,7 @@ def test_a_configuration_made_in_python_has_its_paths_expanded_once_and_for_all(
     [
         ("a/${NO_SUCH}x", "run.dir is a/${NO_SUCH}x, but the environment variable NO_SUCH is not set: "),
         ("$EMPTY/x", "run.dir is $EMPTY/x, but the environment variable EMPTY is empty: "),
-        ("", "run.dir is empty: give a path, such as ."),
+        ("", "run.dir is empty: give a path (the current folder is ./)."),
         ("~no-such-user/x", "run.dir is ~no-such-user/x, but this machine has no user no-such-user: "),
         ("$ODD/x", "run.dir is $ODD/x, which stands for /x/o $dd/x, and that has a variable again: "),
         ("$ODDER", "run.dir is $ODDER, which stands for /x/$HOME, and that has a variable again: "),
