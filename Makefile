@@ -18,7 +18,7 @@ help:  ## this list
 
 install: .venv/.run  ## make .venv with distgan in it
 
-quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 to 6 minutes after an install of 2
+quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 to 6 minutes, after 2 minutes of installing
 	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
 
 test: .venv/.dev  ## the tests, two at a time
@@ -36,7 +36,7 @@ modes: .venv/.run  ## which recipes cover 25 modes, 90 s for each of 18 runs (a 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)
 	@slurm/local_cluster up
 
-slurm-down:  ## end that Slurm's jobs and take it away
+slurm-down:  ## end that Slurm's jobs and remove it
 	@slurm/local_cluster down
 
 check: .venv/.dev  ## formatting, lint, types

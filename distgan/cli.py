@@ -1,7 +1,7 @@
 """`distgan VERB`: finds the verb, and turns errors into sentences and exit codes.
 
 Exit codes: 0 done, or stopped and saved; 1 an error in distgan or of the machine, with its traceback; 2 a mistake of
-the user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. All except 1 come with one sentence.
+the user's; 3 to 6 as in errors.py; 130 interrupted before anything could be saved. 2 to 6 come with one sentence.
 """
 
 import importlib
@@ -73,17 +73,19 @@ def check_json(file: Path | None) -> None:
 
 
 def write_json(file: Path, found: dict[str, Any]) -> None:
-    """Writes what a verb found to the file of `--json`, in one piece, and says where. A pipe or device is written to.
+    """Writes what a verb found to the file of `--json`, and says where. The file is replaced in one step.
+
+    A pipe or device is written to directly.
 
     Raises:
         UserError: it cannot be written.
     """
     text = json.dumps(found, indent=1) + "\n"
     try:
-        output = [number for number in (1, 2) if file.exists() and os.path.samestat(file.stat(), os.fstat(number))]
-        if output:  # /dev/stdout, say, in its turn with what is printed
+        same = [number for number in (1, 2) if file.exists() and os.path.samestat(file.stat(), os.fstat(number))]
+        if same:  # /dev/stdout, for instance: after what was printed before
             sys.stdout.flush()
-            with open(output[0], "w", closefd=False) as stream:
+            with open(same[0], "w", closefd=False) as stream:
                 stream.write(text)
         elif file.exists() and not file.is_file():
             file.write_text(text)
@@ -106,7 +108,9 @@ def _usage() -> str:
 
 
 def _say(error: Exception) -> None:
-    """Prints an error once for each machine: its other ranks wait, because the launcher ends them when one leaves."""
+    """Prints an error. A machine's other ranks wait 10 s before they print a user's mistake: by then the launcher has
+    ended them, because the first has left.
+    """
     if is_reported(error):
         return
     if os.environ.get("LOCAL_RANK", "0") != "0" and not isinstance(error, StoppedError):

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of an exported generator, or hub id")
     parser.add_argument("--out", type=Path, default=Path("compare.png"), help="PNG to write (default: compare.png)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
     arguments = paths.expand(parser.parse_args(argv), "runs", "out", "json")
     pictures.check(arguments.out)
@@ -108,7 +108,7 @@ class _Column:
         lines = [f"step {self.found.step:,}"]
         evaluation = self.found.evaluation
         if evaluation is None:
-            lines.append("not evaluated: eval.every in training, or distgan evaluate")
+            lines.append("not evaluated: set eval.every in training")
         else:
             lines += [f"{name} {value:.5g}" for name, value in evaluation.metrics.items()]
         if self.near is None:

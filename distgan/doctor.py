@@ -214,19 +214,19 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
         (
             on_gpu and facts["infiniband"] and 0 <= facts["locked_memory"] < 1 << 30,
             "warning",
-            "locked memory is limited, but InfiniBand needs it: run `ulimit -l unlimited`, on Slurm set "
-            "PropagateResourceLimitsExcept=MEMLOCK.",
+            "locked memory is limited to less than 1 GiB, but InfiniBand needs more: run `ulimit -l unlimited`, on "
+            "Slurm set PropagateResourceLimitsExcept=MEMLOCK.",
         ),
         (
             on_gpu and facts["local_ranks"] > 1 and facts["shared_memory_free"] < 1 << 28,
             "warning",
-            "/dev/shm is too small for NCCL between GPUs: in a container, set --shm-size=1g.",
+            "/dev/shm has less than 256 MiB free, which may be too little for NCCL: in a container, set --shm-size=1g.",
         ),
         (
             facts["nvidia_devices"] > 0 and facts["gpus"] == 0 and not facts["refused"],
             "note",
             "there are GPUs, but they are hidden by "
-            + (f"CUDA_VISIBLE_DEVICES={facts['hidden']}." if facts["hidden"] else "the job."),
+            + (f'CUDA_VISIBLE_DEVICES="{facts["hidden"]}".' if facts["hidden"] is not None else "the job."),
         ),
         (not on_gpu and facts["nvidia_devices"] == 0, "note", "no GPU here: training runs on the CPU."),
         (
@@ -249,7 +249,7 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
 
 
 def _all_reduce(ranks: Ranks) -> dict[str, Any]:
-    """Collective: times an all-reduce of a DCGAN's gradients over the backend that would train."""
+    """Collective: times and checks an all-reduce of the numbers of a DCGAN's gradients, as training would do it."""
     device = ranks.accelerator.device
     wait = torch.cuda.synchronize if device.type == "cuda" else nullcontext
     times, right = [], True

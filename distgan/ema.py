@@ -40,7 +40,7 @@ class Average:
 
     @property
     def now(self) -> dict[str, float]:
-        """Returns nothing: the half-life is not logged."""
+        """Returns an empty dict: the half-life is not logged."""
         return {}
 
     @torch.no_grad()

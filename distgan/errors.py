@@ -1,4 +1,4 @@
-"""What ends a run, each with its exit code and one sentence."""
+"""The errors that end a command, with their exit codes."""
 
 import difflib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class StoppedError(RuntimeError):
 
 
 class NotFiniteError(StoppedError):
-    """A tensor to be saved holds NaN or inf: the training has diverged."""
+    """A loss, a score or a tensor to be saved is NaN or inf: the training has diverged."""
 
     exit_code = 3
 
@@ -33,7 +33,7 @@ class NotSavedError(StoppedError):
 
 
 class TroubleError(StoppedError):
-    """The training collapses, and the guard was asked to stop it or has no rollbacks left."""
+    """The training collapses, and the guard was asked to stop it, or the run cannot roll back."""
 
     exit_code = 6
 
@@ -61,6 +61,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
 def unknown_name(key: str, name: str, known: Sequence[str]) -> str:
     """Returns a sentence about an unknown name in a comma list."""
     several = (
-        "" if len(known) < 2 else f' Several have commas between them ("{known[0]},{known[1]}"); null is for none.'
+        "" if len(known) < 2 else f' Separate several names with commas ("{known[0]},{known[1]}"); null means none.'
     )
     return f'{key} has "{name}", which is unknown: {nearest(name, known)}{several}'

@@ -63,13 +63,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num", type=int, default=50_000, help="images to draw (default: 50000)")
     parser.add_argument(
-        "--extractor", choices=sorted(EVAL_METRICS), help="network whose features are compared (default: the recipe's)"
+        "--extractor",
+        choices=sorted(EVAL_METRICS),
+        help="network to compare features by (default: the recipe's, else inception)",
     )
-    parser.add_argument("--extractor-weights", metavar="FILE", help="weights of the extractor (default: its own)")
+    parser.add_argument(
+        "--extractor-weights",
+        metavar="FILE",
+        help="weights of the extractor (default: the recipe's, or else the run's own, downloaded or trained)",
+    )
     parser.add_argument(
         "--reference",
         metavar="WHAT",
-        help="train, test, or a folder of pictures of the same size (default: the recipe's)",
+        help="train, test, or a folder or zip archive of pictures of the same size (default: the recipe's)",
     )
     parser.add_argument(
         "--weights",

@@ -45,7 +45,7 @@ def export(run: str, to: Path) -> None:
     folder = Places(run)
     if not folder.config.exists():
         raise UserError(f"{run} has no config.yaml, so it is not the folder of a run: give a run's folder.")
-    found = exported.find(str(folder.generator))
+    found = exported.find(run)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to is {to}, which is not an empty folder: choose a new one.")
     try:

@@ -33,7 +33,7 @@ def unfailing() -> Iterator[None]:
 
 
 class _Swallowing(io.FileIO):
-    """A file that accepts all text and drops what cannot be written."""
+    """A file that accepts all bytes and drops those that cannot be written."""
 
     def write(self, data: Any, /) -> int:
         try:

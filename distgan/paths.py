@@ -16,7 +16,8 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
 def expanded(key: str, path: str | os.PathLike[str]) -> str:
     """Returns a path with `$NAME`, `${NAME}` and a leading `~` or `~user` replaced, where the shell did not do it.
 
-    If a folder of that literal name exists, `$` in it is not replaced, except in the first part of a relative path.
+    If a file or folder of that literal name exists, `$` in it is not replaced, except in the first part of a relative
+    path.
     Expanding the result again changes nothing.
 
     Raises:
@@ -24,7 +25,7 @@ def expanded(key: str, path: str | os.PathLike[str]) -> str:
             user; or no file can have this name.
     """
     text = os.fspath(path)
-    if not text:  # as of a shell's variable that is not set
+    if not text:  # such as a shell variable that is not set
         raise UserError(f"{key} is empty: give a path (the current folder is ./).")
     try:
         if b"\0" in os.fsencode(text):
@@ -110,7 +111,7 @@ def quoted(path: str | Path) -> str:
         text = f"./{text}"
     if all(map(_shown, text)):
         return shlex.quote(text)
-    # bash's and zsh's own way, in which a line stays a line.
+    # $'…' of bash and zsh, which keeps a line break inside one line.
     escaped = "".join(_escaped(character) for character in text)
     return f"$'{escaped}'"
 

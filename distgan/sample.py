@@ -142,7 +142,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
 
 
 def _in_file_names(classes: Sequence[str]) -> list[str]:
-    """Returns the names of classes, shortened for file names; labels in place of names that would be equal."""
+    """Returns the names of classes, shortened for file names; labels in place of names that would be equal or empty."""
     names = [
         re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).encode()[:100].decode(errors="ignore")
         for name in classes

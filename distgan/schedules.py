@@ -42,7 +42,7 @@ class Schedules:
 
     @property
     def now(self) -> dict[str, float]:
-        """Returns the values that were set last, by their names in metrics.jsonl: after a step, its own."""
+        """Returns the values that were set last, by their names in metrics.jsonl: after a step, those that it used."""
         return {name: value for one in self._scheduled for name, value in one.now.items()}
 
 

@@ -41,7 +41,7 @@ def train(config: Config) -> None:
 
     Raises:
         UserError: a mistake of the user's, found before anything starts if it can be.
-        NotFiniteError: the training diverged; earlier checkpoints stay.
+        NotFiniteError, TroubleError, NotSavedError, LostRankError: as in errors.py; earlier checkpoints stay.
     """
     launch.check(batch_size=config.train.batch_size, precision=config.train.precision)
     tracking.check(config.track)
@@ -134,7 +134,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         watch=watch_over(raw_G, raw_D, images, materials.unseen, config) if ranks.rank == 0 else None,
     )
     step = begin(run)
-    if run.done(step):  # before this invocation began
+    if run.done(step):  # it was complete before this invocation began
         run.end()
         return
     if evaluation is not None:
@@ -160,7 +160,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
                 opt_D.zero_grad()
                 models.constrain(raw_D, clip=config.optim.clip_weights)
 
-            # The generator: one update, by the images of D's last one. D's weights get no gradients, so none are sent.
+            # The generator: one update, on the batch of D's last one. D's weights get no gradients, so none are sent.
             with frozen(raw_D):
                 for batch in feed.pieces(update):
                     with ranks.synced(G, last=batch.last):

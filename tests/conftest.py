@@ -9,7 +9,7 @@ import pytest
 from support.programs import launch
 from support.runs import TINY
 
-# Tests that wait for a limit of some seconds: never beside each other, because each must get a core for its processes.
+# Tests that wait for a limit of some seconds never run beside each other. Other tests may run beside them.
 _IMPATIENT = ("faults/test_faults.py", "cluster/test_nodes.py", "programs/test_program.py", "faults/test_signals.py")
 
 

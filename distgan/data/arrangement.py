@@ -1,6 +1,7 @@
-"""Decides by their names which files are pictures, their split and class, and which files are left out.
+"""Decides by names which files are pictures, of which split and class, and which files are left out.
 
-Everything here depends on names only, so that folders and archives are understood alike.
+Everything here depends only on names and on the content of dataset.json, so that folders and archives are understood
+alike.
 """
 
 import json
@@ -56,7 +57,8 @@ class Arranged:
     unseen: str | None
     """The split to take images from that nobody trains on; None if there is no other."""
     strays: str
-    """A clause that names pictures without a label, if others have one; otherwise empty."""
+    """A clause that says which pictures have no label, or why none has one. Empty if all have labels, or if there are
+    neither class folders nor labels in a file."""
     left_out: tuple[str, ...]
     """A phrase for each kind of file that is left out, with the number of files."""
     salt: tuple[Any, ...]
@@ -115,7 +117,8 @@ def arrange(
         )
 
     labelled = {folder: table(folder) for folder in (under, *folders.values())}
-    if any(one is not None for one in labelled.values()):  # its numbers and those of class folders would not agree
+    # If one split has a dataset.json, the others have no labels: numbers of class folders would not agree with it.
+    if any(one is not None for one in labelled.values()):
         labelled = {folder: one or {} for folder, one in labelled.items()}
     classes = _classes(labelled.values(), [(folders[name], splits[name]) for name in splits] or [(under, mine)])
     labels = _labels(mine, under, labelled[under], classes)
@@ -264,7 +267,8 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
 def _classes(
     tables: Iterable[Mapping[str, int] | None], splits: Iterable[tuple[str, Sequence[str]]]
 ) -> tuple[str, ...]:
-    """Returns the names of the classes: from dataset.json, or the class folders of the first split that has some.
+    """Returns the names of the classes: from dataset.json, or else the sub-folders of the first split whose pictures
+    are all in sub-folders. Empty if there are neither.
 
     So a label means the same in every split.
 
@@ -309,7 +313,7 @@ def _strays(
     table: Mapping[str, int] | None,
     lacking: str,
 ) -> str:
-    """Names the pictures that have no label although others do, and says why; empty if there are none."""
+    """Says which pictures have no label, or why none has one. Empty if all have labels, or if nothing gives labels."""
     unlabelled = [name for name, label in zip(names, labels, strict=True) if label is None]
     beside = [name for name in unlabelled if _top(name, under) is None]
     if table is not None:

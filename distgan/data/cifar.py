@@ -108,7 +108,7 @@ def _place(path: Path) -> Path | None:
     """Returns the folder or archive of the binary version; None if there is none.
 
     Raises:
-        UserError: there is another version of CIFAR-10, or CIFAR-100, instead.
+        UserError: there is another version of CIFAR-10, or CIFAR-100, instead, or `path` is another kind of file.
     """
     if not paths.exists(path):
         return None
@@ -166,7 +166,7 @@ def _in_archive(path: Path) -> _Batches:
 
 
 class _Limited:
-    """A stream that refuses to give more than an archive of CIFAR-10 can hold."""
+    """A stream that refuses to give more than 1 GiB, which is far more than CIFAR-10 has."""
 
     def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path, self._stream, self._size = path, stream, 0

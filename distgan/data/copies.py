@@ -98,7 +98,7 @@ def _by_names(root: Path, found: Iterable[Path]) -> dict[str, Splits]:
 
 def _place(path: PurePath) -> tuple[str, str | None]:
     """Returns the configuration and the split of a file by its path below the folder; None without a split."""
-    above, folder = path.parent.parent.as_posix(), path.parent.name.removeprefix("partial-")  # the first 5 GB of one
+    above, folder = path.parent.parent.as_posix(), path.parent.name.removeprefix("partial-")  # of the first 5 GB
     first = path.stem.partition("-")[0]
     words = re.split("[^a-z]+", path.stem.lower())
     if first in _SPLITS:

@@ -96,7 +96,9 @@ class _Deep:
 
 
 def _open(content: bytes, mode: str | None, *, wanted: bool) -> np.ndarray | _Deep | None:
-    """Decodes a picture: of 8 bits as (H, W) or (H, W, 3) in a mode, or None if no mode is named; else a `_Deep`."""
+    """Decodes a picture. Returns a `_Deep` for more than 8 bits; otherwise (H, W) or (H, W, 3) in `mode`, or None if
+    `mode` is None.
+    """
     try:
         with Image.open(io.BytesIO(content)) as checked:
             deep = _is_deep(checked)
@@ -180,7 +182,7 @@ def _scan(content: bytes) -> int:
 def _lower_bytes(image: ImageFile.ImageFile, content: bytes) -> np.ndarray | None:
     """Returns the lower bytes of 16-bit colours, uint8 (H, W, 3 or 4); None for other pictures.
 
-    Pillow keeps only the upper bytes. Decoded in the other byte order, the upper bytes are the lower ones.
+    Pillow keeps only the upper bytes. If it decodes the file in the other byte order, those are the lower ones.
     """
     tiles = image.tile
     words = {_arguments(tile)[0] for tile in tiles}

@@ -3,7 +3,8 @@
     Integers (16 and 32 bits)    0 ... 2^b - 1, where b is the smallest of 8, 10, 12, 14, 16, 24 and 31 that holds the
                                  largest value of the source: 12-bit values in 16-bit files are 12-bit values
     Floats                       the first of 0 ... 1, -1 ... 1, 0 ... 255 and 0 ... 2^b - 1 (b 10, 12, 14 or 16) that
-                                 holds all values of the source. Values may be a tenth beyond either end, because
+                                 holds all values of the source. Values may exceed the top by a tenth of it, and fall
+                                 below 0 by a tenth of the source's largest value (below -1 by 0.1), because
                                  resampling overshoots; they are clipped.
 
 Other values are refused. Pictures of 8 bits keep their values.

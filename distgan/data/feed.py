@@ -21,7 +21,7 @@ class Batch:
     """This rank's share of a global batch, or a part of the share if gradients accumulate."""
 
     real: Tensor
-    """Real images, (N, C, H, W) in [-1, 1], mirrored by `data.flip`, not augmented."""
+    """Real images, (N, C, H, W) in [-1, 1], mirrored at random if `data.flip` is set, not augmented."""
     y: Tensor | None
     """Labels of the real images and of the fakes, (N,) int64; None if the networks take no labels."""
     z: Tensor
@@ -141,7 +141,7 @@ class Feed:
         return draw
 
     def _gather(self, update: int, i: int) -> "_Gathered":
-        """Returns the images of a part, uint8, and its labels, on the store's device; pinned if they go to a GPU."""
+        """Returns the images of a part, uint8, and its labels, where the images are kept; pixels pinned for a GPU."""
         position = update * self._batch_size
         indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[i]]
         chosen = to_device(torch.from_numpy(indices), self._pixels.device)

@@ -19,7 +19,7 @@ from distgan.errors import UserError, nearest
 from distgan.recipe import DataConfig
 
 _BATCH = 256  # rows in memory at once
-_MOST_CLASSES = 100_000  # a column with more different values does not hold classes
+_MOST_CLASSES = 100_000  # a column with more different strings, or a number as large as this, does not hold classes
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _from_hub(data: DataConfig, name: str, channels: int) -> Source:
 
     splits = _loaded(data, name, None)
     chosen = meant(data.split, splits)
-    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # perhaps train[:10%]
+    split = splits[chosen] if chosen is not None else _loaded(data, name, data.split)  # a part, as train[:10%]
     found = _columns(
         data, split.features, name, lambda column: _some(row[column] for row in split.select_columns([column]))
     )
@@ -232,7 +232,7 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
 
 
 def _refusal(data: DataConfig, name: str, said: str) -> str:
-    """Turns the error of `datasets` about a missing configuration or split into a sentence that names those there."""
+    """Turns the error of `datasets` about a missing configuration or split into a sentence that names what exists."""
     said = " ".join(said.split())
     listed = re.search(r"available configs: \[(.*?)\]|Available(?: configs in the cache)?: \[(.*?)\]", said)
     cached = re.search(r"configurations in the cache: (.*?) Please", said)
@@ -248,7 +248,7 @@ def _refusal(data: DataConfig, name: str, said: str) -> str:
 
 
 def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[str], list[Any]]) -> _Columns:
-    """Finds the columns of pictures and labels: those that are named, or by types and contents."""
+    """Finds the columns of pictures and labels: those that the user names, or by types, contents and usual names."""
     import datasets
 
     for key, column in {"image_column": data.image_column, "label_column": data.label_column}.items():
@@ -268,8 +268,8 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
         choice = " or ".join(pictures) or "another data set, because no column does"
         raise UserError(f'data.image_column is "{image}", which holds no images: choose {choice}.')
     named = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    # Without metadata, a column of labels is known by its name. With metadata, a plain column of numbers is taken only
-    # if the user names it: earlier versions took none, and their runs must resume.
+    # Without metadata, a column of labels is known by its name. With metadata, a plain column of numbers or strings is
+    # taken only if the user names it: earlier versions took none, and their runs must resume.
     likely = [column for column in ("label", "labels", "class") if not described and _kind(features.get(column))]
     label = data.label_column or next(iter([*named, *likely]), None)
     if label is None:

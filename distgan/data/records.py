@@ -47,13 +47,13 @@ class Source:
     left_out: str = ""
     """A line for the user about files that are not read; empty if there are none."""
     strays: str = ""
-    """A clause for the user about images without a label, if others have one; empty if there are none."""
+    """A clause for the user: which images have no label, or why none has one; otherwise empty."""
     split: str | None = None
-    """The split that is read, by its own name; None if the source has no splits."""
+    """The split that is read, by its own name; None if the source has no splits, or does not list them."""
     splits: tuple[str, ...] = ()
     """All splits, those for training first."""
     unseen: str | None = None
-    """The split to take images from that nobody trains on; None if there is no other split."""
+    """The split to take images from that nobody trains on; None if there is no other split, or only a part is read."""
 
     def stamp(self) -> str:
         """Returns a quick hash of the files' names, sizes and times. As long as it is the same, so are the images."""

@@ -169,7 +169,7 @@ def preview(
         scale = (scale or Scale()).or_else((prepared and prepared.scale) or _measured(chosen))
         decoded = list(_decoded(chosen, data, channels, [], scale))
     if not decoded:
-        raise UserError(f"none of the {count} pictures looked at can be decoded: check the files.")
+        raise UserError(f"none of the {len(chosen)} pictures looked at can be decoded: check the files.")
     labels = [record.label if record.label is not None else -1 for record, _ in decoded]
     return torch.stack([pixels for _, pixels in decoded]), torch.tensor(labels), scale
 

@@ -101,7 +101,7 @@ class Evaluation:
         return self._weights
 
     def join(self, ranks: Ranks, *, progress: bool = False) -> None:
-        """Collective: gives every rank the extractor, and computes the features of the real images."""
+        """Collective: gives every rank the extractor, and finds the features of the real images and the floor."""
         self._ranks, self._progress = ranks, progress
         self._weights = ranks.on_rank_zero(lambda: self._weights)
         self.extractor = extractor_weights.build(self._config, self.weights, self._spec).to(ranks.accelerator.device)
@@ -241,10 +241,8 @@ class Evaluation:
     def _check_counts(self) -> None:
         extractor = Inception if self._config.extractor == "inception" else Classifier
         num, real = self._config.num, len(self._real.images.pixels)
-        distance, kernel = (
-            next(name for name, formula in EVAL_METRICS[self._config.extractor].items() if formula == wanted)
-            for wanted in ("frechet", "kernel_distance")
-        )
+        names = {formula: name for name, formula in EVAL_METRICS[self._config.extractor].items()}
+        distance, kernel = names["frechet"], names["kernel_distance"]
         if distance in self._config.measured:
             for what, count in {f"real images ({self._real.what})": real, "samples": num}.items():
                 if count <= extractor.dim:
@@ -316,7 +314,8 @@ FORMULAS: dict[str, Callable[[str, _Features, _Features, torch.device], dict[str
 }
 """Formulas by name: (metric's name, features of real images, those of samples, device) -> numbers by their names.
 
-To add a metric, add its formula here and its name to `EVAL_METRICS` in recipe/groups.py.
+To add a metric, add its formula here, and its name to `EVAL_METRICS` (and `HIGHER_IS_BETTER`) in recipe/groups.py. If
+it needs features of single images (`rows`), let `_scores`, `_statistics` and `_find_floor` know.
 """
 
 

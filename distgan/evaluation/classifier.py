@@ -25,7 +25,7 @@ _SEED = 0
 
 
 def train(pixels: Tensor, labels: Tensor, *, classes: int) -> tuple[Classifier, float]:
-    """Trains on nine tenths of the images, and returns the network and its accuracy on the last tenth.
+    """Trains on nine tenths of the images; returns the network and its accuracy on the other tenth, which it never saw.
 
     It always runs on one CPU thread, because the bits depend on the number of threads. Adam with a one-cycle schedule
     (Smith and Topin 2018, in PyTorch's version), batches of 128, for 5 epochs or 400 steps, whichever is more.

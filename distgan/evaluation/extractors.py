@@ -59,7 +59,7 @@ class Inception(Extractor):
             )
         except RuntimeError as error:  # of load_state_dict
             raise UserError(
-                "the extractor's weights are not those of torch-fidelity's InceptionV3: give the file it publishes."
+                "the extractor's weights are not those of InceptionV3: give the file that torch-fidelity publishes."
             ) from error
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The networks. An architecture is one entry of `ARCHITECTURES`; adding one changes nothing else."""
+"""The networks. An architecture is one entry of `ARCHITECTURES`, and needs no change of other code."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        ones = wide.new_ones(x.shape[1])  # where class-conditional scales and shifts come after
+        ones = wide.new_ones(x.shape[1])  # without its own: class-conditional ones follow
         scale, shift = (self.weight, self.bias) if self.affine else (ones, ones - 1)
         y, mean, var = _Normalise.apply(wide, scale, shift, self.eps)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
@@ -57,7 +57,7 @@ class _Normalise(torch.autograd.Function):
         var = (x - mean[:, None, None]).square().mean((0, 2, 3))  # three times as fast as var_mean on the CPU
         means, variances = _of_all_ranks(mean, var)
         mean = means.mean(0)
-        # The mean of the squares less the square of the mean would cancel.
+        # The mean of the squares minus the square of the mean would lose digits.
         var = (variances + (means - mean).square()).mean(0)
         ctx.save_for_backward(x, weight, mean, var)
         ctx.eps = eps

@@ -28,7 +28,7 @@ def batch_norm(channels: int, *, classes: int) -> nn.Module:
 
 
 class Projection(nn.Module):
-    """What a discriminator adds to its logits for the label (Miyato and Koyama 2018, eq. 3): <embedding(y), features>.
+    """The term of a logit that depends on the label (Miyato and Koyama 2018, eq. 3): <embedding(y), features>.
 
     Features (N, C) and labels (N,) -> (N,).
     """

@@ -5,11 +5,11 @@ one stage fewer or more at the 4x4 end. Batch norm stands after each convolution
 discriminator's first and last. No convolution has a bias, except those of a discriminator without batch norm, whose
 shift they replace.
 
-Labels, which the paper has not, make the generator's batch norm class-conditional. That takes them up slowly, since
-its scales of about 1 move little at DCGAN's learning rate: after 700 steps of the quickstart 24% of samples were of the
-class that was asked for, by the run's classifier. A learnt vector beside the latent one took them up at once, and drew
-one and the same image of each class, still after 1,500 steps: on few images, labels that come in early make a generator
-collapse within its classes (Shahbazi et al. 2022, "Collapse by conditioning").
+Labels, which the paper does not have, make the generator's batch norm class-conditional. The generator then learns them
+slowly, since scales of about 1 move little at DCGAN's learning rate: after 700 steps of the quickstart 24% of samples
+were of the class that was asked for, by the run's classifier. With a learnt vector beside the latent one it learned
+them at once, but drew the same image for each class, still after 1,500 steps: on few images, labels that come in early
+make a generator collapse within its classes (Shahbazi et al. 2022, "Collapse by conditioning").
 """
 
 import math

@@ -98,7 +98,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def images(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
-        """Returns the same images as the network's output: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
+        """Returns what `draw` makes uint8 images of: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
         with eval_mode(self):
@@ -107,7 +107,8 @@ class Generator(nn.Module):
             )
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
-        """Returns the labels of the same images, (CHUNK,), on the network's device; None without classes."""
+        """Returns the labels of the images that `draw` returns, (CHUNK,), on the network's device; None without
+        classes."""
         if not self.class_counts:
             return None
         if label is None:

@@ -14,9 +14,9 @@ _START = 15  # power iterations on the starting weights, as torch's own does
 class SpectralNorm(nn.Module):
     """W -> W / s with s = u^T W v, where u and v estimate the first singular vectors of W as a matrix.
 
-    They are buffers and constants to the gradient (section 2.1 and appendix A). However many images there are, a pass
-    of the network costs 2 (|W| + |v|) FLOPs for s, as many more where W's gradient is computed, and an update 4 |W|.
-    Nothing crosses the wire: ranks have the same weights, and so the same vectors.
+    They are buffers, and the gradient treats them as constants (section 2.1 and appendix A). For any number of images,
+    a pass of the network costs 2 (|W| + |v|) FLOPs for s, a backward pass that computes W's gradient as many again, and
+    each update 4 |W|. Nothing is sent between ranks: they have the same weights, and so the same vectors.
     """
 
     u: Tensor

@@ -1,7 +1,7 @@
 """The objective: each half of a step as a function of tensors that returns a loss and the values to log.
 
-Nothing here knows of ranks, optimisers or the log; the only clock is `batch.update`. Means are over the images of a
-rank. Ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch.
+Nothing here knows of ranks or optimisers; of time it knows only `batch.update`. Means are over the images of a rank.
+Ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch.
 """
 
 from collections.abc import Callable
@@ -65,7 +65,7 @@ class Objective:
         loss = self.loss.discriminator(real_logits, fake_logits)
 
         def critic(images: Tensor, which: str) -> Tensor:
-            """Maps images before augmentation to logits, so that slopes are as in StyleGAN2-ADA's and R3GAN's code."""
+            """Augments and judges images: slopes are by the images before, as in StyleGAN2-ADA's and R3GAN's code."""
             return plain_D(self.augment(images, batch.draw, which), batch.y)
 
         penalty = penalised(due, critic, batch.draw, real=(real, real_logits), fake=(fake, fake_logits))

@@ -1,8 +1,8 @@
 """Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
 
-Real images and fakes are augmented in both steps, so that the generator does not learn to draw augmented images. Ranges
-are those of the authors' code. Random numbers are drawn for each image of the global batch, whatever the number of
-processes.
+All images that the discriminator sees are augmented, in both halves of a step, so that the generator does not learn to
+draw augmented images. Ranges are those of the authors' code. Random numbers are drawn for each image of the global
+batch, whatever the number of processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Augment:
         self._names = names
 
     def __call__(self, images: Tensor, draw: Draw, which: str) -> Tensor:
-        """Augments images (N, C, H, W) in [-1, 1]; `color` may leave that range. `which` separates draws."""
+        """Augments images (N, C, H, W) in [-1, 1]; `color` may leave that range. `which` keeps kinds apart."""
         for name in self._names:
             count, change = AUGMENTATIONS[name]
             images = change(images, draw(f"augment.{which}.{name}", count))
@@ -50,7 +50,7 @@ def color(images: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(images: Tensor, u: Tensor) -> Tensor:
-    """Shifts by up to an eighth of height and width, in whole pixels; what comes in is 0. u is (N, 2) in [0, 1)."""
+    """Shifts by up to an eighth of height and width, in whole pixels, with zeros beyond; u is (N, 2) in [0, 1)."""
     n, _, height, width = images.shape
 
     def source(u: Tensor, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Adversarial losses: logits in, scalar out, nothing else.
 
 A loss is an object with the members of `Loss`; its name in `LOSSES` is what `loss.name` takes. Means are over the
-images of a rank; ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch. A loss does
-no FLOPs that count, and is no collective. A paired one costs one more forward pass of the discriminator in the
+images of a rank; ranks have equal shares, so that DDP's mean over ranks is the mean over the global batch. A loss needs
+no FLOPs worth counting, and sends nothing. A paired one costs one more forward pass of the discriminator in the
 generator's step, whose gradient is not computed; batch norm that is synchronised then has one more gather per layer.
 """
 
@@ -23,10 +23,10 @@ class Loss(Protocol):
 
     probability: bool
     """Whether `score` is a probability, D(x). If not, the guard cannot see that D recognises every fake, and a rollback
-    halves both learning rates, because no score shows which network is winning."""
+    after a collapse halves both learning rates, because no score shows which network is winning."""
 
     needs_lipschitz: bool
-    """Whether the discriminator's loss has no minimum, so that something must bound the slope of its logits."""
+    """Whether the discriminator's loss has no lower bound, so that something must bound the slope of its logits."""
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Returns the discriminator's loss, a scalar."""
@@ -61,7 +61,7 @@ class NonSaturating:
 
 
 class _ByLogits:
-    """Base of losses whose score is the mean logit: unpaired, no probability, no bound on the slope."""
+    """Base of losses whose score is the mean logit. By default they are unpaired, and need no bound on the slope."""
 
     paired = False
     probability = False

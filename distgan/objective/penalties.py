@@ -1,11 +1,11 @@
-"""Gradient penalties on the discriminator: the gradient of each logit with respect to its image in, a number out.
+"""Gradient penalties on the discriminator: each maps gradients of logits with respect to their images to a number.
 
 A penalty is one `Penalty`; its name in `PENALTIES` is what `penalty.name` takes. All are added to the discriminator's
 loss before the one backward pass, so that gradients cross the wire once, as without them: no penalty is a collective.
 
-Costs are FLOPs that an update of the discriminator has more: D is a forward pass of the discriminator over the images
-of one kind, D₁ and Dₙ those of its first and last layer. They are of a last layer that is linear; a convolution costs
-Dₙ more, because PyTorch differentiates it with respect to more than is needed.
+Costs are the FLOPs that a penalty adds to an update of the discriminator: D is a forward pass of the discriminator over
+the images of one kind, D₁ and Dₙ those of its first and last layer. They are of a last layer that is linear; a
+convolution costs Dₙ more, because PyTorch differentiates it with respect to more than is needed.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,1 +1,1 @@
-"""How processes find each other and agree: the only package that configures Accelerate and talks between ranks."""
+"""How processes find each other and agree: the only package that configures Accelerate."""

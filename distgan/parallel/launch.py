@@ -30,7 +30,8 @@ def launched_ranks() -> tuple[int, int]:
     """Returns this process's rank and the number of ranks.
 
     Raises:
-        UserError: the environment announces several ranks, but does not say which one this is.
+        UserError: the environment announces several ranks, but lacks a variable that they need to find each other; or
+            as `adopt_mpirun`.
     """
     adopt_mpirun()  # before srun: on a Slurm cluster, mpirun starts its daemons with srun
     adopt_srun()
@@ -38,10 +39,17 @@ def launched_ranks() -> tuple[int, int]:
     missing = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if world > 1 and missing:
         raise UserError(
-            f"WORLD_SIZE is {world}, but {' and '.join(sorted(missing))} is not set, and without it the processes "
-            "cannot find each other: start them with `accelerate launch`, `torchrun`, `srun` or `mpirun`."
+            f"WORLD_SIZE is {world}, but {_not_set(missing)} the processes cannot find each other: start them with "
+            "`accelerate launch`, `torchrun`, `srun` or `mpirun`."
         )
     return int(os.environ.get("RANK", "0")), world
+
+
+def _not_set(missing: set[str]) -> str:
+    names = " and ".join(sorted(missing))
+    return (
+        f"{names} {'is' if len(missing) == 1 else 'are'} not set, and without {'it' if len(missing) == 1 else 'them'}"
+    )
 
 
 def check(*, batch_size: int, precision: str) -> None:
@@ -82,14 +90,14 @@ def check(*, batch_size: int, precision: str) -> None:
     if int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) > 1:
         raise UserError(
             "the launcher asks for gradient accumulation, but train.batch_size is the whole batch already: launch "
-            "without it, and use train.max_batch_per_device where memory is short."
+            "without it; if memory is short, use more processes or a smaller train.batch_size."
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
         raise UserError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
 
 
 def check_launcher() -> None:
-    """Checks the launcher for verbs that do not train; any precision it asks for is accepted.
+    """Checks the launcher for verbs that do not train. bf16 and, on a GPU, fp16 are accepted.
 
     Raises:
         UserError: one sentence that says what to change.
@@ -109,8 +117,8 @@ def check_gpus() -> None:
     wanted = not (asked_for_cpu() or "CUDA_VISIBLE_DEVICES" in os.environ or of_a_job_without)
     if gpus == 0 and wanted and (there := nvidia_devices()):
         raise UserError(
-            f"this machine has {there} GPUs, which torch {torch.__version__} cannot use: update the driver or install "
-            "the torch of its CUDA; to train on the CPU set ACCELERATE_USE_CPU=true."
+            f"this machine has {there} GPUs, which torch {torch.__version__} cannot use: update the driver, or install "
+            "a build of torch for the driver's CUDA version; to train on the CPU set ACCELERATE_USE_CPU=true."
         )
     if not use_cpu() and local_world > gpus:
         raise UserError(
@@ -142,7 +150,7 @@ def asked_for_cpu() -> bool:
 
 
 def started_by() -> str:
-    """Names the launcher that started this process, as a user would call it."""
+    """Completes "started by …": the name of a launcher, `hand` or `its environment`."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "accelerate launch or torchrun"
     if "WORLD_SIZE" not in os.environ:
@@ -195,9 +203,9 @@ def adopt_mpirun() -> None:
     missing = {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys()
     if local_world != world and missing:
         raise UserError(
-            f"mpirun started {world} processes on several machines, but {' and '.join(sorted(missing))} is not set, "
-            "and without it they cannot find each other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun "
-            "(MPICH and Intel MPI: `-genv MASTER_ADDR HOST -genv MASTER_PORT 29500`), where HOST is rank 0's machine."
+            f"mpirun started {world} processes on several machines, but {_not_set(missing)} they cannot find each "
+            "other: add `-x MASTER_ADDR=HOST -x MASTER_PORT=29500` to mpirun (MPICH and Intel MPI: `-genv MASTER_ADDR "
+            "HOST -genv MASTER_PORT 29500`), where HOST is rank 0's machine."
         )
     os.environ |= {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": local_world}
     if local_world == world:
@@ -222,7 +230,7 @@ def _is_number(name: str) -> bool:
 
 
 def _ancestor_without(name: str) -> int:
-    """Returns the number of the nearest parent process without a variable: the one that set it; 0 if not found."""
+    """Returns the number of the nearest parent process that has not set a variable, or cannot be read; 0 if none."""
     for process in psutil.Process().parents():
         try:
             if name not in process.environ():
@@ -264,9 +272,10 @@ def adopt_srun() -> None:
 def follow_launcher() -> None:
     """Makes the kernel end this worker when its launcher dies, so that no orphan keeps the run's folder locked.
 
-    torchelastic's launcher forwards signals, a hangup even under `nohup`. Its death is a fault, and the worker is
-    killed. Accelerate's launcher for one process forwards no signal: a signal kills it, and its death must tell the
-    worker to save and leave. The same holds for mpirun.
+    torchelastic's launcher forwards signals. It forwards a hangup even under `nohup`, so the worker stops ignoring it.
+    The launcher's death is a fault, and the worker is killed. Accelerate's launcher for one process forwards no signal:
+    a signal kills it, and its death must tell the worker to save and leave. If mpirun dies, the worker also saves and
+    leaves.
     """
     pr_set_pdeathsig = 1  # prctl(2)
     in_main_thread = threading.current_thread() is threading.main_thread()

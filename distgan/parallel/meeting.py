@@ -33,7 +33,7 @@ class Meeting(NamedTuple):
     store: Store
     """A part of the launcher's store that only the ranks of this start use."""
     nodes: int
-    """The number of launchers that started the ranks."""
+    """The number of nodes that the ranks are on."""
 
 
 def meet(*, timeout: float) -> Meeting:
@@ -41,7 +41,8 @@ def meet(*, timeout: float) -> Meeting:
 
     A launcher that restarts its workers keeps its store. One node's launcher may also have been started again while
     another's kept running. So neither the store nor the number of restarts tells living ranks from earlier ones.
-    Therefore rank zero gives the ranks that it sees a random name, again and again, until all answer with the same one.
+    Therefore rank zero gives the ranks that it sees a random name, and a new one whenever they change, until all of
+    them answer with it.
 
     On several nodes this also chooses gloo's network interface. By itself gloo takes the interface of the host's own
     name, which on many machines is the loopback.
@@ -50,7 +51,7 @@ def meet(*, timeout: float) -> Meeting:
         timeout: seconds to wait for the others.
 
     Raises:
-        LostRankError: not all ranks came in time.
+        LostRankError: not all ranks came in time, or the store cannot be reached.
         UserError: two processes have the same rank, ranks disagree about their number, or another program uses the
             port.
     """
@@ -111,7 +112,7 @@ def _agree(store: Store, rank: int, world: int, timeout: float) -> dict[str, Any
     mine = {"token": uuid.uuid4().hex, "process": me, "node": node(), "address_of_0": _resolved()}
     store.set(f"here {rank}", json.dumps(mine))
     while True:
-        # Each round says "I am still waiting"; rank zero also calls whoever is there.
+        # Each round says "I am still waiting"; rank zero also calls the ranks, once all have written.
         store.set(f"waits {rank}", str(heartbeat := heartbeat + 1))
         if rank == 0:
             _call(store, world)
@@ -187,12 +188,13 @@ def _two(rank: int, one: str, other: str) -> UserError:
 
 
 def _together() -> str:
-    """Returns what to do, in the words of the launcher that is used."""
+    """Returns what to do, in the words of mpirun, srun, or accelerate launch and torchrun."""
     if (by := started_by()) in ("mpirun", "srun"):
         return f"start all processes with one {by}"
     return (
         "start the launchers of all nodes together, each with its own --machine_rank, and all with the same "
-        "--num_machines, --main_process_ip and --main_process_port"
+        "--num_machines, --main_process_ip and --main_process_port (torchrun: --node-rank, --nnodes, --master-addr and "
+        "--master-port)"
     )
 
 

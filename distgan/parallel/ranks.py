@@ -89,7 +89,7 @@ class Ranks:
         self._timeout = timeout
         self.requests = Requests()
         self._group: Any = None
-        self._store: Any = None  # the launcher's, of several ranks
+        self._store: Any = None  # this start's part of the launcher's store; None with one rank
         self._gathered = 0  # calls of `gather` before `join`
         self._explained = False
         self._together: BaseException | None = None  # an error that all ranks raise together
@@ -117,7 +117,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Ends the watch and the process group. Collective if there is no error."""
+        """Ends the watch and the process group. Collective without an error, or with one that all ranks raise."""
         with self._process:
             if error is not None:
                 self.report_failure(error)
@@ -171,7 +171,7 @@ class Ranks:
             mixed_precision=MIXED_PRECISION[precision],
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                # The scaler is updated by both networks. With one D step that is twice per step: twice torch's 2000.
+                # Both networks update the scaler, with one D step twice per step: the interval is twice torch's 2000.
                 GradScalerKwargs(growth_interval=4000),
             ],
         )

@@ -41,7 +41,7 @@ class Requests:
         self._previous: dict[int, Any] = {}
 
     def listen(self, *numbers: int) -> None:
-        """Turns these signals into requests to stop from now on. Under `nohup` a hangup stays ignored."""
+        """Turns these signals into requests to stop from now on. A hangup that is ignored (`nohup`) stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python lets only the main thread handle signals
         for number in numbers:
@@ -64,7 +64,10 @@ class Requests:
         self._received = True
 
     def agreed(self, *, save: bool, failed: bool) -> Agreed:
-        """Collective, once per step: returns on every rank the decision about the requests of the step before."""
+        """Collective, once per step: returns on every rank the decision about the requests of the step before.
+
+        With one rank it is about the requests of this step.
+        """
         now = (self._received, save, failed)
         if self.group is None:
             return Agreed(*now)

@@ -5,11 +5,11 @@ is gone. Only the watchdog judges that. In each rank a thread writes a sign of l
 the step, the line that the rank is in, and whether it does work alone for which the others must wait. A rank that has
 made no progress for half of `timeout` reads the signs of the others:
 
-    no new sign                                the rank, or its network, is lost
-    signs, but no progress at the last step    the rank hangs, unless a rank works alone
+    no new sign                        the rank, or its network, is lost
+    signs, but no rank gets further    a rank that is furthest behind hangs, unless a rank works alone
 
 The first rank to find something sets the key `told` and reports it, once for each node. A rank that leaves with an
-error of its own sets `failed`; the others then name it and leave, too.
+error of its own sets `failed`; all others then leave, too, and the other nodes' logs name it.
 """
 
 import json
@@ -62,7 +62,7 @@ class Watchdog:
             store: the store that all ranks share.
             rank: this rank.
             world: the number of ranks.
-            nodes: the number of launchers.
+            nodes: the number of nodes.
             timeout: seconds after which a lost rank ends the job.
         """
         self._rank, self._world, self._nodes, self._timeout = rank, world, nodes, timeout
@@ -142,7 +142,8 @@ class Watchdog:
             raise (self._failure or (lost if of_another_node else mark_reported(lost))) from error
 
         # Nobody has: this rank reports it, unless another one is quicker.
-        said = f"{_these(silent) if silent else 'the connection to another rank'} was lost at step {self.step + 1}."
+        gone = _these(silent, "was", "were") if silent else "the connection to another rank was"
+        said = f"{gone} lost at step {self.step + 1}."
         lost = LostRankError(f"{said} {_GO_ON}")
         if not self._first("told"):
             raise mark_reported(lost) from error
@@ -178,7 +179,7 @@ class Watchdog:
                 self._leave(f"rank 0, or its machine, does not answer any more since step {self.step + 1}.")
 
     def _waits_long(self) -> bool:
-        """Tells whether this rank has made no progress for half of the timeout."""
+        """Tells whether this rank has made no progress for half of the timeout, and does not work alone."""
         return not self._alone and time.monotonic() - self._moved > 0.5 * self._timeout
 
     def _tell(self) -> None:
@@ -200,14 +201,14 @@ class Watchdog:
 
         # Somebody is silent, or the slowest rank stands still while nobody works alone.
         if silent:
-            self._end(f"{_these(silent)} does not answer any more since step {self.step + 1}.")
+            self._end(f"{_these(silent, 'does', 'do')} not answer any more since step {self.step + 1}.")
         elif self._waits_long() and not any(sign.alone for sign in signs.values()):
             last = min(sign.step for sign in signs.values())
             behind = {rank: sign for rank, sign in signs.items() if sign.step == last}
             # Among the slowest ranks, those that wait for another rank are not the cause.
             stuck = {rank: sign for rank, sign in behind.items() if not sign.place.endswith(_WAITS)} or behind
             places = "; ".join(f"rank {rank} is in {sign.place}" for rank, sign in stuck.items())
-            self._end(f"{_these(list(stuck))} hangs at step {last + 1} ({places}).")
+            self._end(f"{_these(list(stuck), 'hangs', 'hang')} at step {last + 1} ({places}).")
 
     def _silent(self, seconds: float) -> list[int]:
         """Returns the ranks that write no new sign within these seconds. Raises RuntimeError if the store is gone."""
@@ -235,7 +236,7 @@ class Watchdog:
         return min(10.0, 0.2 * self._timeout)
 
     def _keep_store(self) -> None:
-        """Waits on node 0, whose launcher holds the store, until the other nodes have read it."""
+        """Waits on node 0, whose launcher holds the store, to give the other nodes time to read it."""
         if self._nodes > 1 and node() == "0":
             time.sleep(3 * self._interval)
 
@@ -272,14 +273,14 @@ class Watchdog:
         os._exit(LostRankError.exit_code)
 
     def _end(self, what: str) -> None:
-        """Ends this process; it reports `what` if no other rank of this node has."""
+        """Ends this process, after reporting `what` if it is the first to find it, or the first on its node to know."""
         if self._first("told") or self._is_elsewhere("told"):
             self._leave(what)
         self._keep_store()
         os._exit(LostRankError.exit_code)
 
     def _leave(self, what: str) -> None:
-        """Prints `what` and ends the process at once: its main thread waits in a library for ever."""
+        """Prints `what`, gives the others time to read `told`, and ends the process: its main thread may hang."""
         print(f"distgan: error: {what} {_GO_ON}", file=sys.stderr, flush=True)
         self._linger()
         os._exit(LostRankError.exit_code)
@@ -290,8 +291,8 @@ _GO_ON = "Earlier checkpoints are good: the same command goes on from the newest
 _WAITS = " (waits for other ranks)"
 
 
-def _these(ranks: list[int]) -> str:
-    return " and ".join(f"rank {rank}" for rank in ranks)
+def _these(ranks: list[int], of_one: str, of_several: str) -> str:
+    return f"{' and '.join(f'rank {rank}' for rank in ranks)} {of_one if len(ranks) == 1 else of_several}"
 
 
 def _place(thread: int | None) -> str:

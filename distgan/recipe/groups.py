@@ -151,8 +151,8 @@ class ModelConfig:
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
     """Channels of the layer next to the image. They double whenever the resolution halves (resnet: to at most 16 times
-    this). Exception: at 32x32, all layers of resnet have this number. A width of 256 at 32x32 corresponds to 64 at
-    larger sizes."""
+    this). Exception: at 32x32, all layers of resnet have this number. For resnet, a width of 256 at 32x32 corresponds
+    to 64 at larger sizes."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
@@ -339,7 +339,8 @@ class TrackConfig:
     to: Literal["wandb", "none"] = "wandb"
     """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
     project: str = "distgan"
-    """wandb project. WANDB_PROJECT is not used. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off."""
+    """wandb project. WANDB_PROJECT counts only in a sweep, which has its own project. WANDB_DISABLED=true or
+    WANDB_MODE=disabled switch wandb off."""
     log_every: int = 100
     """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
     sample_every: int = 1000
@@ -390,7 +391,10 @@ class EvalConfig:
         for name in self.measured:
             if name not in EVAL_METRICS[self.extractor]:
                 known = ", ".join(EVAL_METRICS[self.extractor])
-                raise UserError(f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}.')
+                raise UserError(
+                    f'eval.metrics has "{name}", but those of the extractor {self.extractor} are {known}: choose among '
+                    "these."
+                )
         if self.measured[0] == "prdc" and self.every is not None:
             raise UserError(
                 "eval.metrics begins with prdc, but its first metric decides which checkpoint is best, and prdc is "
@@ -412,9 +416,10 @@ EVAL_METRICS = {
         "prdc": "prdc",
     },
 }
-"""The metrics of each extractor by their names in `eval.metrics`, each with its formula in `evaluation.FORMULAS`."""
+"""The metrics of each extractor by their names in `eval.metrics`, with the name of each formula in `FORMULAS`."""
 HIGHER_IS_BETTER = ("is", "is_classifier")
-"""The metrics of which a larger value is better; of all others, a smaller one is."""
+"""The metrics of which a larger value is better. Of the others that may come first in `eval.metrics`, which prdc may
+not, a smaller one is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,9 +428,9 @@ class GuardConfig:
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: warn, in wandb, too. `stop`: save and end with exit code 6. `rollback`: return to the newest checkpoint
-    that `checkpoint.every` made before the problem and go on with different random draws. The learning rate of the
-    winning network is halved, or both if neither is clearly winning. NaN or inf ends the run, unless it can roll
-    back."""
+    that `checkpoint.every` made before the problem (if there is none, to another one) and go on with different random
+    draws. The learning rate of the winning network is halved, or those of both if neither is clearly winning. NaN or
+    inf ends the run, unless this is `rollback` and it can roll back."""
     patience: int = 5
     """Act on a problem only after it was seen at this many log points in a row, or at two evaluations in a row if only
     evaluations show it. NaN and inf count at once."""

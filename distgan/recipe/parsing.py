@@ -36,7 +36,8 @@ def parse(
     Raises:
         UserError: one sentence naming the dotted key, the value and what is allowed.
     """
-    parser = _Parser(prog=prog, description=f"{description} --KEY+ adds to a list.", allow_abbrev=False)
+    added = "--KEY+=NAME adds a name to penalty.name, augment.policy or eval.metrics."
+    parser = _Parser(prog=prog, description=f"{description} {added}", allow_abbrev=False)
     # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
@@ -51,7 +52,7 @@ def parse(
     try:
         namespace = parser.instantiate(parser.parse_args(argv))
     except UnicodeDecodeError as error:
-        raise UserError(f"the recipe {found.config} is not a text file: give a YAML file.") from error
+        raise UserError(f"the recipe {found.config or ''} is not a text file in UTF-8: give a YAML file.") from error
     config = Config(**{f.name: namespace[f.name] for f in dataclasses.fields(Config)})
     for key, value in flat(as_dict(config)).items():
         if (given := str(value).encode(errors="replace").decode()) != str(value):  # the run could not be read again
@@ -102,7 +103,7 @@ def _sentence(message: str) -> str:
     if match := re.match(r"Parser key \"(\w+)\":\s+Unable to load config '(.+?)'", message):
         group, word = match.groups()
         first = next(key for key in _known_keys() if key.startswith(f"{group}."))
-        return f'{group} is a group of keys: did you mean "{first}={word}"?'
+        return f'{group} is a group of keys: did you mean "{first}={word}"? (--{group} takes a YAML file of its keys.)'
     if match := re.match(r"the following arguments are required: (\S+)", message):
         return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
     if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
@@ -122,7 +123,7 @@ def _unknown_key(key: str) -> str:
     known = _known_keys()
     group, _, name = key.rpartition(".")
     own = [other for other in known if other.startswith(f"{group}.")]
-    close = [other for other in known if other.endswith(f".{name}")]  # its group forgotten, or another's
+    close = [other for other in known if other.endswith(f".{name}")]  # the group is missing, or is another one
     if own and len(close) > 1:
         close = []
     if not close and own:

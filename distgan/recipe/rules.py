@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_recipe(config: Config) -> None:
-    """Checks settings that need nothing except the recipe.
+    """Checks combinations that can be judged from the recipe alone.
 
     Raises:
         UserError: the critic is bounded in two ways at once, or `run.extend` meets a learning rate that has ended at 0.
@@ -56,8 +56,8 @@ def check_objective(config: Config, *, needs_lipschitz: bool, d_norm: str) -> No
         )
     if clip is not None and not needs_lipschitz:
         raise UserError(
-            f"optim.clip_weights is {clip}, but loss.name is {loss}, and clipping is meant for wasserstein: set it to "
-            "null, because it would only weaken this discriminator."
+            f"optim.clip_weights is {clip}, but loss.name is {loss}, and clipping is meant for wasserstein: set "
+            "optim.clip_weights to null, because it would only weaken this discriminator."
         )
     if config.penalty.names and d_norm == "batch":
         whose = "" if config.model.d_norm else f", which is {config.model.architecture}'s own"
@@ -102,7 +102,9 @@ def check_labels(config: Config, *, labels: str, counts: Sequence[int], strays: 
     data = config.data
     of = data.path or data.id or data.source
     if labels != "all":
-        way = "let every picture lie in a sub-folder" if data.source == "folder" else "name data.label_column"
+        way = "name data.label_column" if labels == "none" else "leave those images out of the data set"
+        if data.source == "folder":
+            way = "let every picture lie in a sub-folder"
         raise UserError(
             f"model.conditional is true, but {'some' if labels == 'some' else 'the'} images of {of} have no labels"
             f"{strays and f', because {strays}'}: {way}, or set model.conditional to false."

@@ -28,7 +28,7 @@ class BestSoFar:
         self.last: Report | None = None
 
     def add(self, report: Report) -> None:
-        """Adds an evaluation. If its protocol differs from the best one's, it becomes the best: nobody can compare."""
+        """Adds an evaluation. It becomes the best if it is better, or if it has another protocol than the best one."""
         self.last = replace(report, best_by=self._metric)
         if self.best is None or not self.best.comparable_to(report) or self._better(report, self.best):
             self.best = self.last
@@ -44,7 +44,7 @@ class BestSoFar:
 
     @property
     def behind(self) -> float:
-        """Returns how many times as bad as the best the last evaluation is; 1 if there is nothing to compare."""
+        """Returns how many times as bad as the best the last evaluation is; 1 if they do not clearly differ."""
         if self.best is None or self.last is None:
             return 1.0
         best, last = (report.metrics[self._metric] for report in (self.best, self.last))
@@ -115,7 +115,7 @@ def export_best(
 def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: ModelConfig, spec: ImageSpec) -> bool:
     """Restores both exported generators after a kill or a rollback. Returns False if the best one is lost.
 
-    A best generator from after a rollback's step is moved aside. Rank zero only.
+    A best generator of a later step than the restored checkpoint is moved aside. Rank zero only.
     """
     step = checkpoint.step_of(found)
     if exported.step_of(folder.generator) != step:
@@ -129,5 +129,5 @@ def restore_exports(folder: Places, found: Path, so_far: BestSoFar, model: Model
 def _report(folder: Path) -> Report | None:
     try:
         return reports.read(folder)
-    except UserError:  # it is written anew
+    except UserError:  # damaged, so the best generator is exported again
         return None

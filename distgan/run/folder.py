@@ -110,7 +110,7 @@ class RunFolder(Places):
             yield
         except OSError as error:
             said = f"{failed} in {self.path}" if failed is not None else f"{self.path} cannot be written"
-            raise NotSavedError(f"{said} ({error.strerror}).") from error
+            raise NotSavedError(f"{said} ({error.strerror}): make room, or repair the disk.") from error
 
     def describe(self, best: str | None) -> str:
         """Lists for the user what is in the folder, with the command to look at each; `best` describes the best."""

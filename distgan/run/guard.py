@@ -1,4 +1,4 @@
-"""Notices from numbers that are the same on every rank that training diverges or collapses.
+"""Notices that training diverges or collapses, from numbers that are the same on every rank.
 
 The guard looks only at log points, so that it makes no step slower. A sign becomes a trouble once it was seen several
 times in a row. `_SIGNS` lists the signs and the sources of their bounds.
@@ -24,7 +24,8 @@ class Trouble:
     what: str
     """A sentence without its full stop."""
     since: int
-    """The last step at which the problem was not seen."""
+    """The last step at which the problem was not seen. For NaN and inf, the step at which they were found, because no
+    checkpoint holds them."""
     winners: tuple[Network, ...]
     """The networks whose learning rate a rollback lowers."""
     not_finite: bool = False
@@ -96,7 +97,7 @@ class Guard:
         Args:
             config: how patient the guard is.
             probability: whether the loss's scores are probabilities.
-            start: the step before the first that is judged.
+            start: the step after which the guard judges.
         """
         self._config, self._probability = config, probability
         # For each sign: how often in a row it was seen, the last step without it, and whether it was reported.
@@ -120,7 +121,7 @@ class Guard:
             return [self.not_finite(step, bad[0])]
         found = []
         for name, sign in _SIGNS.items():
-            # A sign is skipped if its numbers are missing, or if it needs scores that are probabilities and are not.
+            # A sign is skipped if its numbers are missing, or if it needs probabilities and this loss has none.
             kind = sign.needs[0].split("/")[0]
             values = [numbers[need] for need in sign.needs if need in numbers]
             scores = any(need.startswith("score/") for need in sign.needs)

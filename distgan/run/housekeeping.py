@@ -1,4 +1,4 @@
-"""Runs what happens around the steps, in one order: log, evaluate, guard, sample, agree, save, stop."""
+"""Runs what happens around the steps, in one order: evaluate, judge, log, sample, agree, act on trouble, save, stop."""
 
 import copy
 import time
@@ -37,7 +37,7 @@ _DIFFERENCES = 5  # most differences between images that a message lists
 
 
 class Housekeeping:
-    """What happens around the steps of a run. All methods are collective.
+    """What happens around the steps of a run. All public methods are collective.
 
     As a context it records the run and listens for stop signals. When it ends without an error, it prints where
     the results are.
@@ -84,7 +84,7 @@ class Housekeeping:
         self._trouble: Trouble | None = None  # the trouble that ends the run
         self._advice = ""  # what the user can do about it
         self._lost = 0  # steps that rollbacks took back, all together
-        self._gone_back = False  # whether the run was just rolled back, and has saved nothing since
+        self._gone_back = False  # whether the checkpoint that was restored last is older than the last rollback
         self._tracker = Tracker(ranks.accelerator, folder, config)
         self._saver = Saver(config, folder, state, spec, self._tracker)
 
@@ -258,10 +258,13 @@ class Housekeeping:
     # When training goes wrong.
 
     def _act_on(self, troubles: list[Trouble]) -> Trouble | None:
-        """Warns of the troubles and decides what to do. Returns the trouble to roll back from, or None to go on.
+        """Warns of the troubles and decides what to do.
+
+        Returns:
+            The trouble to roll back from, or None to go on, or to save and stop.
 
         Raises:
-            NotFiniteError: a number is NaN or inf, and the run cannot roll back.
+            NotFiniteError: a number is NaN or inf, and the run was not asked to roll back, or cannot.
         """
         step, said = self.state.step, "; ".join(trouble.what for trouble in troubles)
         self.ranks.on_rank_zero(lambda: self._tracker.alert(step, said))
@@ -279,7 +282,7 @@ class Housekeeping:
         return None
 
     def _way_back(self, trouble: Trouble) -> rollback.WayBack:
-        """Finds on rank zero which checkpoint the run could go back to."""
+        """Waits on rank zero for the save that is under way, and finds how the run could go back."""
         self._saver.leave()
         return rollback.way_back(self._folder, trouble.since, every=self.config.checkpoint.every)
 
@@ -377,7 +380,7 @@ def _difference(saved: Mapping[str, Any] | None, images: Images) -> str:
         named = "; ".join(f"{what}: {', '.join(names)}" for what, names in changes.items() if names)
         said.append(f"there were {len(old)} classes, now there are {len(new)} ({named})")
     shown = "; ".join(said[:_DIFFERENCES]) + ("; …" if len(said) > _DIFFERENCES else "")
-    return shown or "their number and classes are the same, but pictures, their order or their classes differ"
+    return shown or "their number and the names of classes are the same, but pictures, their order or labels differ"
 
 
 def _on_cpu(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

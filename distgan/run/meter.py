@@ -10,7 +10,7 @@ from distgan.parallel.ranks import Ranks
 
 
 class Meter:
-    """Sums scalars since the last log point. They stay on the device until then."""
+    """Sums scalars since the last log point. They stay on the device until the next one."""
 
     def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks) -> None:
         self._names, self._ranks = names, ranks
@@ -42,7 +42,7 @@ class Meter:
         return {"sums": self._ranks.gather(self._sums.tolist()), "counts": list(self._counts)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restores a saved state. If the number of ranks has changed, each gets an equal part of the total."""
+        """Restores a saved state. If the number of ranks has changed, each gets the mean of the saved ranks' sums."""
         rows, counts = state["sums"], state["counts"]
         if len(rows) == self._ranks.world:
             row = rows[self._ranks.rank]

@@ -44,13 +44,13 @@ class Verdict:
     """The decision about a trouble."""
 
     action: Literal["go on", "roll back", "save and stop", "fail"]
-    """`fail` ends the run without saving this step, whose weights are NaN or inf."""
+    """`fail` ends the run without saving this step, which has a loss, score, weight or moment that is NaN or inf."""
     advice: str
     """A sentence on what the user can do; empty if the run goes on."""
 
 
 def way_back(folder: RunFolder, since: int, *, every: int) -> WayBack:
-    """Finds how a run could go back to before the step `since`."""
+    """Finds how a run could go back to the step `since` or an earlier one."""
     good = _last_good(folder, since, every=every)
     times = len(happened(folder))
     if good is None:
@@ -124,7 +124,9 @@ def go_back(folder: RunFolder, trouble: Trouble, *, at: int, rates: Mapping[str,
 
 
 def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
-    """Returns the steps of checkpoints to keep for a rollback to any of `starts`: each, and the best one as of then."""
+    """Returns the steps of checkpoints that a rollback to any of `starts` needs: for each, the newest regular one at or
+    before it, and the best one as of that checkpoint.
+    """
     found = (newest_regular(folder, start, every=every) for start in starts)
     good = {step for step in found if step is not None}
     states = [bundle.read_state(checkpoint.folder_of(folder.checkpoints, step)) for step in good]
@@ -133,13 +135,18 @@ def needed(folder: RunFolder, starts: Iterable[int], *, every: int) -> set[int]:
 
 
 def newest_regular(folder: RunFolder, until: int, *, every: int) -> int | None:
-    """Returns the newest regular checkpoint (a multiple of `every`) at or before `until`; if none, any newest one."""
+    """Returns the step of the newest regular checkpoint (a multiple of `every`) at or before `until`; if there is none,
+    of the newest of any kind; None if there is none at all.
+    """
     steps = [step for step in checkpoint.steps(folder.checkpoints) if step <= until]
     return max([step for step in steps if step % every == 0] or steps, default=None)
 
 
 def _last_good(folder: RunFolder, since: int, *, every: int) -> Path | None:
-    """Returns the checkpoint to go back to; if the trouble is older than all of them, the oldest one."""
+    """Returns the checkpoint to go back to, skipping damaged ones; None if none is whole.
+
+    If the trouble is older than all checkpoints, that is the oldest one.
+    """
     root = folder.checkpoints
     step = newest_regular(folder, since, every=every)
     until = checkpoint.steps(root)[0] if step is None and checkpoint.steps(root) else step

@@ -94,7 +94,8 @@ class Saver:
         starts = {*self._state.guard.starts, step}
         keep, model = self._config.checkpoint, self._config.model
 
-        # Metrics first: a checkpoint must not claim lines that are not on the disk. Old checkpoints go only after.
+        # Metrics first: a resume from this checkpoint needs all lines up to its step. Old checkpoints are removed only
+        # when the new one is written.
         def write() -> None:
             with self._folder.writing(f"step {step} could not be saved"):
                 self._tracker.sync()

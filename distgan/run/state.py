@@ -39,11 +39,11 @@ class Scaler:
 class TrainingState:
     """Everything that a checkpoint holds. Each field is one part of it, under the field's name.
 
-    To save one more thing, add a field and give it in train.py. A field with `state_dict` and `load_state_dict` (a
-    network, an optimiser's `Slots`, or your own class) becomes a file of tensors. A field with `state` and
-    `load_state`, or a plain JSON value, becomes an entry of state.json. Older checkpoints must still load: give a
-    new file of tensors `field(metadata=NEW)`; an entry needs no mark. A field that a checkpoint lacks keeps the
-    value that it has.
+    To save one more thing, add a field and pass it to `TrainingState` in train.py. A field with `state_dict` and
+    `load_state_dict` (a network, an optimiser's `Slots`, or your own class) becomes a file of tensors. A field with
+    `state` and `load_state`, or a plain JSON value, becomes an entry of state.json. Older checkpoints must still load:
+    give a new file of tensors `field(metadata=NEW)`; an entry needs no mark. A field that a checkpoint lacks, also at a
+    rollback, keeps the value that it has.
     """
 
     generator: Generator

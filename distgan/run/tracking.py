@@ -1,4 +1,4 @@
-"""Records a run: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. The rank gate is inside.
+"""Records a run: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. Only rank zero records.
 
 metrics.jsonl is the durable record: one JSON object per line, each step once. wandb gets the same names.
 """
@@ -52,7 +52,9 @@ def check(track: TrackConfig) -> None:
 
 
 class Tracker:
-    """Records a run. It exists on every rank; `start`, `log` and `samples` are called on rank zero only."""
+    """Records a run. It exists on every rank, but `start`, `alert`, `log`, `samples` and `sync` are for rank zero only;
+    the other methods do nothing on other ranks.
+    """
 
     def __init__(self, accelerator: Accelerator, folder: Places, config: Config) -> None:
         self._accelerator, self._folder, self._config = accelerator, folder, config
@@ -70,7 +72,7 @@ class Tracker:
         Args:
             step: the last step whose metrics stay in metrics.jsonl.
             wandb_id: the id of a run that is resumed; None for a new one.
-            lost: the number of steps that rollbacks took back. wandb's step counter cannot go back, so it adds them.
+            lost: the number of steps that rollbacks took back. They are added to wandb's step, which cannot go back.
             abandoned: whether a rollback gave up the metrics after that step, so that they are kept in another file.
         """
         self._lost = lost
@@ -80,7 +82,7 @@ class Tracker:
                 flush=True,
             )
         if self._to_wandb:
-            # WANDB_RUN_ID comes first: a sweep's agent waits for the run under that id.
+            # A new run takes WANDB_RUN_ID if it is set: a sweep's agent waits for the run under that id.
             wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             self._start_wandb(wandb_id)
         cut_metrics(self._folder.metrics, step, abandoned=abandoned)

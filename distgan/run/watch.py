@@ -47,7 +47,10 @@ class Watch:
 
     @torch.no_grad()
     def look(self) -> dict[str, float]:
-        """Returns `guard/spread` and, if there are unseen images, `guard/memory`.
+        """Returns `guard/spread` and `guard/memory`, as far as they can be measured.
+
+        `guard/spread` needs real images that differ. `guard/memory` needs unseen images, and a mean logit of training
+        images that is more than 1 above that of fakes.
 
         `guard/spread` is the root mean square distance between samples, divided by that between real images.
         `guard/memory` is (E[D(train)] - E[D(unseen)]) / (E[D(train)] - E[D(fake)]) over logits (Karras et al. 2020,
@@ -89,7 +92,7 @@ def _variance(parts: Iterable[Tensor]) -> float:
 
 
 def unseen_images(images: DataConfig, scale: data.Scale | None, *, classes: int) -> Watched | None:
-    """Returns real images that nobody trains on, with labels if `classes` > 0; None if the source has none."""
+    """Returns real images that nobody trains on, with labels if `classes` > 0; None if none can be used."""
     try:
         other = data.test_split(images)
     except ValueError:

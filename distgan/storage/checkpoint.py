@@ -1,7 +1,7 @@
 """Saves, loads, lists and removes the checkpoints of a run. Each is a bundle, such as `step_00001000/`.
 
 generator.safetensors, discriminator.safetensors, average.safetensors     parameters and buffers by name
-generator_optimizer.safetensors, discriminator_optimizer.safetensors      Adam's moments by "parameter name/slot"
+generator_optimizer.safetensors, discriminator_optimizer.safetensors      Adam's state by "parameter name/slot"
 state.json                                                                the step and everything that is not a tensor
 
 `TrainingState` in run/state.py decides which files and which entries of state.json there are.

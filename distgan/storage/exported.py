@@ -34,7 +34,7 @@ class Exported:
     step: int
     """The step at which it was saved."""
     recipe: Config | None
-    """The recipe of its run; None if neither a run's folder nor a recipe is beside it, as with one from the hub."""
+    """The recipe of its run; None if it is not in a run's folder and has no recipe.yaml in its own."""
     extractor: Path | None
     """Where the weights of its run's classifier would be; the file exists if the run was measured by one."""
     evaluation: Report | None
@@ -139,6 +139,8 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
         if not (folder / name).exists():
             pickles = sorted(p.name for p in folder.iterdir() if p.suffix in {".pt", ".pth", ".bin", ".pkl", ".ckpt"})
             hint = f" ({pickles[0]} is a pickle and is never loaded, because it can run code)" if pickles else ""
+            if (folder / "config.yaml").exists():
+                raise UserError(f"{folder} is a run that has saved no generator yet: wait for its first checkpoint.")
             raise UserError(
                 f"{folder} holds no exported generator, because it has no {name}{hint}: give the folder of a run or of "
                 "an export."
@@ -192,5 +194,5 @@ def _from_hub(repository: str) -> Path:
     except (OSError, errors.HfHubHTTPError) as error:
         raise UserError(
             f"{repository} is no folder here, is not in the cache, and the Hugging Face hub cannot be reached: check "
-            "the path, or fetch it on a machine with a network."
+            "the path, or fetch it on a machine with a network and copy the folder here."
         ) from error

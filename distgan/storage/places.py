@@ -7,8 +7,9 @@ from pathlib import Path
 class Places:
     """The files and folders in a run's folder. Creating the object touches nothing on the disk.
 
-    A run has config.yaml, metrics.jsonl, samples/, checkpoints/, generator/ and wandb/. It may have generator-best/,
-    extractor.safetensors, rollbacks.jsonl, metrics.abandoned.jsonl and, from a stop signal to the resume, `preempted`.
+    A run has config.yaml, metrics.jsonl, samples/, checkpoints/, generator/ and .lock. It may have wandb/,
+    generator-best/, extractor.safetensors, rollbacks.jsonl, metrics.abandoned.jsonl and, from a stop signal to the
+    resume, `preempted`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

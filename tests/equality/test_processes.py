@@ -131,7 +131,7 @@ def test_accumulation_is_refused_with_batch_norm_unless_the_share_fits(tmp_path)
     log = tmp_path / "log"
     argv = [*PLAIN, "--model.architecture=dcgan", "--model.width=4", "--train.steps=1", f"--run.dir={tmp_path / 'run'}"]
     assert launch([*argv, "--train.max_batch_per_device=23"], log=log) == [2]
-    assert "would then see each part by itself" in log.read_text()
+    assert "but batch norm (in generator and discriminator) would then see each part by itself" in log.read_text()
     assert launch([*argv, "--train.max_batch_per_device=12"], world=2) == [0, 0]
 
 

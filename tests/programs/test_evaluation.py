@@ -352,7 +352,7 @@ def pictures(tmp_path_factory):
         (["--reference=tset"], ["tset", "train, test or a folder"]),
         (["--extractor-weights={tmp}/none.safetensors"], ["none.safetensors", "cannot be read"]),
         (["--extractor-weights={tmp}/some-0123abcd.safetensors"], ["some-0123abcd", "do not match the hash"]),
-        (["--extractor-weights={tmp}/other.safetensors"], ["another network"]),
+        (["--extractor-weights={tmp}/other.safetensors"], ["belongs to another network"]),
         (["--extractor-weights={tmp}/damaged.safetensors"], ["damaged.safetensors", "damaged"]),
         (["--extractor-weights={tmp}/weights.pth"], ["weights.pth", "Pickles are never loaded"]),
         (["--extractor=inception", "--metrics=kid", "--extractor-weights={tmp}/other.safetensors"], ["InceptionV3"]),

@@ -242,7 +242,7 @@ def test_a_bad_picture_is_named_or_skipped_and_counted(tmp_path, pictures):
     images = data.load(DataConfig(source="folder", path=str(tmp_path), skip_bad=True))
     assert images.skipped == 1
     assert np.array_equal(images.pixels.numpy(), pictures[[0, 2]].transpose(0, 3, 1, 2))
-    with pytest.raises(ValueError, match="but there are 2 images"):
+    with pytest.raises(ValueError, match=r"train\.batch_size is 3, but there are 2 images"):
         data.load(DataConfig(source="folder", path=str(tmp_path), skip_bad=True), batch_size=3)
 
 

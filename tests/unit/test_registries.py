@@ -37,7 +37,8 @@ def test_help_and_documents_have_every_name_of_a_registry(key, settings):
     row = "\n".join(line for line in lines if key == "eval.metrics" or line.startswith(f"| `{key}`"))
     readme = (REPOSITORY / "README.md").read_text()
     for name in REGISTRIES[key]:
-        assert re.search(rf"\b{name}\b", settings[key]), f"add {name} to the docstring of {key} in recipe/groups.py"
+        listed = re.search(rf"(^|[ ,]){name}[,.;]", settings[key].replace("`", ""))
+        assert listed, f"add {name} to the docstring of {key} in recipe/groups.py"
         assert f"`{name}`" in row, f"add {name} to the table in {document}"
         assert key != "eval.metrics" or f"`{name}`" in readme, f"add {name} to the table of metrics in README.md"
 
@@ -45,6 +46,8 @@ def test_help_and_documents_have_every_name_of_a_registry(key, settings):
 def test_every_metric_has_a_formula():
     for names in recipe.EVAL_METRICS.values():
         assert set(names.values()) <= FORMULAS.keys(), "EVAL_METRICS names a formula that evaluation.FORMULAS lacks"
+    scores = {name for names in recipe.EVAL_METRICS.values() for name in names if names[name] == "inception_score"}
+    assert set(recipe.HIGHER_IS_BETTER) == scores, "a new formula whose larger values are better belongs here, too"
 
 
 def test_the_variants_have_every_name_of_a_registry():
@@ -60,5 +63,5 @@ def test_the_variants_have_every_name_of_a_registry():
     assert {(c.model.architecture, c.model.conditional) for c in parsed} == {
         (name, labels) for name in models.ARCHITECTURES for labels in (False, True)
     }, forgotten
-    assert {c.optim.schedule for c in parsed} == {"constant", "linear", "cosine"}
+    assert {c.optim.schedule for c in parsed} == {"constant", "linear", "cosine"}, forgotten
     assert {c.optim.clip_weights is None for c in parsed} == {c.penalty.every == 1 for c in parsed} == {False, True}

@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / "distgan"
 FOLDERS = ["recipe", "data", "models", "objective", "storage", "parallel", "evaluation", "run"]
 LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding"]
 VERBS = ["compare", "doctor", "evaluate", "export", "sample", "train", "where"]  # and data/__main__.py
-NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", *LEAVES]
+NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", "cli", *LEAVES]
 
 
 def imports(file: Path) -> set[str]:
