@@ -22,10 +22,10 @@ quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU
 	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
 
 test: .venv/.dev  ## the tests, two at a time
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.dev  ## the tests of single parts, in less than two minutes
-	$(BIN)/pytest -n 2 --dist loadgroup tests/unit
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit
 
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s

@@ -1,24 +1,12 @@
-"""What several tests use: a run that is done, a port, a small disk. And which tests may run beside each other."""
+"""What several tests use: a run that is done, a port, a small disk."""
 
 import os
 import socket
 import subprocess
-from pathlib import Path
 
 import pytest
 from support.programs import launch
 from support.runs import TINY
-
-# Tests that wait for a limit of some seconds never run beside each other. Other tests may run beside them.
-_IMPATIENT = ("faults/test_faults.py", "cluster/test_nodes.py", "programs/test_program.py", "faults/test_signals.py")
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With `-n 2 --dist loadgroup` the tests of a file stay in one process, and so do those of all impatient files."""
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        item.add_marker(pytest.mark.xdist_group("impatient" if file in _IMPATIENT else file))
 
 
 @pytest.fixture(scope="session")

@@ -159,7 +159,7 @@ def test_a_start_that_cannot_be_says_why(nodes):
     first = [nodes.start(n, *ENDLESS) for n in range(2)]
     nodes.wait_for_step(10)
     assert nodes.start(1, "--run.timeout=3", log="second").wait(timeout=60) != 0
-    assert ["both are rank 1: start the launchers" in line for line in nodes.said(1, "second")] == [True]
+    assert ["are both rank 1: start the launchers" in line for line in nodes.said(1, "second")] == [True]
     assert [node.poll() for node in first] == [None, None]
     for node in first:
         node.terminate()

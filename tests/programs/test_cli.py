@@ -37,7 +37,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--loss.name=wasserstein"], ["wasserstein", "penalty.name=wgan_gp", "optim.clip_weights", "spectral"]),
         (
             ["--optim.clip_weights=0.01"],
-            ["optim.clip_weights is 0.01", "loss.name is non_saturating", "set it to null"],
+            ["optim.clip_weights is 0.01", "loss.name is non_saturating", "set optim.clip_weights to null"],
         ),
         (
             ["--loss.name=wasserstein", "--optim.clip_weights=0.01", "--penalty.name=wgan_gp"],
@@ -68,7 +68,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--penalty.name=r1", "--penalty.weight=-1"], ["penalty.weight", "-1", "above 0"]),
         (["--optim.clip_weights=0"], ["optim.clip_weights", "0", "above 0"]),
         (["--augment.policy=color,cut"], ["augment.policy", '"cut"', "cutout"]),
-        (["--augment.policy=[color,cut]"], ["augment.policy", '"cut"', "color,translation", "null is for none"]),
+        (["--augment.policy=[color,cut]"], ["augment.policy", '"cut"', "color,translation", "null means none"]),
         (["--train.d_step=3"], ["train.d_step", 'did you mean "train.d_steps"?']),
         (["--augment.policy=color,color"], ["augment.policy", "twice"]),
         (

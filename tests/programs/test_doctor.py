@@ -103,10 +103,12 @@ def test_a_rank_that_differs_is_named_and_what_fails_comes_first():
 
 def test_gpus_that_are_not_used_are_named():
     assert ("warning", "1 of 4 GPUs are used", [0]) in advice(facts(**GPU))
-    assert ("note", "this GPU does bf16", [0]) in advice(facts(**GPU))
+    assert ("note", "this GPU can do bf16", [0]) in advice(facts(**GPU))
     asked = facts(gpus=4, nvidia_devices=4, asked_for_cpu=True)
     assert advice(asked) == [("warning", "there are 4 GPUs, but the launcher asks for the CPU", [0])]
-    assert advice(facts(nvidia_devices=2, hidden="-1,-1")) == [("note", "there are GPUs, but hidden", [0])]
+    assert advice(facts(nvidia_devices=2, hidden="-1,-1")) == [
+        ("note", 'there are GPUs, but they are hidden by CUDA_VISIBLE_DEVICES="-1,-1".', [0])
+    ]
 
 
 def test_gpus_that_torch_cannot_use_are_not_silently_left(monkeypatch):

@@ -124,8 +124,8 @@ def test_classes_by_name_or_number(labelled, tmp_path, classes, labels):
         (["--out=no/such/"], ["no folder no"]),
         (["--out=no/such.npz"], ["no folder no"]),
         (["--out=file/"], ["file is a file"]),
-        (["--out=full"], ["full, which is not empty (cat)"]),
-        (["--out=full/"], ["full/, which is not empty (cat)"]),
+        (["--out=full"], ["full, which is not empty (it has cat)"]),
+        (["--out=full/"], ["full/, which is not empty (it has cat)"]),
     ],
 )
 def test_what_cannot_be_drawn_or_written_is_said(labelled, tmp_path, monkeypatch, capfd, argv, words):
@@ -204,4 +204,4 @@ def test_the_package_runs_as_the_program(plain, tmp_path):
     result = run("sample", str(plain), f"--out={tmp_path}/grid.png")
     assert (result.returncode, result.stdout) == (0, f"{tmp_path}/grid.png\n")
     result = run("sampel")
-    assert (result.returncode, result.stderr[:33]) == (2, 'distgan: error: "sampel" is not a')
+    assert (result.returncode, result.stderr[:46]) == (2, 'distgan: error: there is no verb "sampel": use')

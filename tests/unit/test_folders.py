@@ -486,7 +486,7 @@ def test_a_resume_on_other_images_is_told_what_differs(tmp_path, capfd):
     refused(["there were 6 images, now there are 7; there were 3 classes, now there are 4 (new: bee)"])
     (root / "bee" / "1.png").unlink()
     picture(root / "cat" / "1.png", 77)
-    refused(["their number and classes are the same, but pictures, their order or their classes differ"])
+    refused(["their number and the names of classes are the same, but pictures, their order or labels differ"])
     picture(root / "cat" / "1.png", 30)
     state = max(tmp_path.glob("run/checkpoints/step_*")) / "state.json"
     assert json.loads(state.read_text())["data"] == {"count": 6, "classes": ["ant", "cat", "dog"]}
