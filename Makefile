@@ -25,7 +25,7 @@ test: .venv/.dev  ## the tests, two at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: .venv/.dev  ## the tests of single parts, in less than two minutes
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not long' tests/unit
 
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s

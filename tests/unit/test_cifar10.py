@@ -204,6 +204,7 @@ def test_fashion_mnist_as_torchvision_keeps_it(tmp_path, pixels, ending):
         data.load(DataConfig(source="fashion_mnist", path=str(raw)))
 
 
+@pytest.mark.long
 def test_cifar10_itself(tmp_path, capsys):
     """All of a copy in the hub's layout, where there is one."""
     place = Path(os.environ.get("DISTGAN_CIFAR10", REPOSITORY.parent / "shared" / "cifar10"))

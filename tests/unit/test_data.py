@@ -136,7 +136,7 @@ def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placemen
 
     whole = [batch(slice(0, 6), update) for update in range(4)]
     for update in range(4):
-        parts = [batch(slice(2 * r, 2 * r + 2), update) for r in range(3)]
+        parts = [batch(*data.shares(6, rank=rank, world=3), update) for rank in range(3)]
         assert torch.equal(torch.cat(parts), whole[update])
     seen = torch.cat(whole)
     kinds = []
@@ -166,8 +166,15 @@ def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictu
 
     expected = batches("auto", [slice(0, 6)])
     for placement in ("auto", "device", "host"):
-        for shares in ([slice(0, 6)], [slice(0, 2), slice(2, 4), slice(4, 6)]):
+        for shares in (data.shares(6, rank=0, world=1, most=most) for most in (None, 2)):
             assert all(map(torch.equal, batches(placement, shares), expected))
+
+
+def test_the_shares_of_all_ranks_cover_a_batch_once_in_order():
+    for world, most, sizes in [(1, None, [12]), (3, None, [4] * 3), (2, 2, [2] * 6), (2, 4, [3] * 4)]:
+        slices = [part for rank in range(world) for part in data.shares(12, rank=rank, world=world, most=most)]
+        assert [part.stop - part.start for part in slices] == sizes
+        assert [i for part in slices for i in range(12)[part]] == list(range(12))
 
 
 def cut(file, to=-100):

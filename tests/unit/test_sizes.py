@@ -27,6 +27,7 @@ from distgan.evaluation import classifier
 from distgan.recipe import DataConfig
 from distgan.run.watch import WATCHED, unseen_images
 
+pytestmark = pytest.mark.long
 TRAIN, TEST = 20_003, 1_111
 SIZES = [(8, 8), (5, 9), (12, 7)]
 
