@@ -254,8 +254,8 @@ def _choose(split: str, found: Mapping[str, Any], where: str) -> str | None:
         if split == "train":
             return None
         raise UserError(
-            f"data.split is {split}, but {where} has no folders at its top that are splits, such as train and test: "
-            "leave data.split out; if the recipe sets it, add --data.split=train."
+            f"data.split is {split}, but {where} is not divided into splits (folders such as train and test): to train "
+            "on all pictures, leave data.split out or set it to its default, train."
         )
     if (name := meant(split, found)) is not None:
         return name

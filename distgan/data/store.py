@@ -114,7 +114,7 @@ def test_split(data: DataConfig) -> DataConfig:
     other = sources.find(data).unseen
     if other is None and data.source == "folder":
         raise UserError(
-            f"{data.path} has no images for tests: put the training images in a sub-folder train and others in test."
+            f"{data.path} has no test split: put the training images in a sub-folder train and others in test."
         )
     if other is None:
         raise UserError(

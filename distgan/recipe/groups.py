@@ -151,8 +151,8 @@ class ModelConfig:
     """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
     width: int = 64
     """Channels of the layer next to the image. They double whenever the resolution halves (resnet: to at most 16 times
-    this). Exception: at 32x32, all layers of resnet have this number. For resnet, a width of 256 at 32x32 corresponds
-    to 64 at larger sizes."""
+    this). Exception: at 32x32, all layers of resnet have this number. So resnet needs a larger width at 32x32 than at
+    larger sizes, for instance 256 instead of 64."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
@@ -339,7 +339,7 @@ class TrackConfig:
     to: Literal["wandb", "none"] = "wandb"
     """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
     project: str = "distgan"
-    """wandb project. WANDB_PROJECT counts only in a sweep, which has its own project. WANDB_DISABLED=true or
+    """wandb project. WANDB_PROJECT is ignored, except in a sweep, whose agent sets it. WANDB_DISABLED=true or
     WANDB_MODE=disabled switch wandb off."""
     log_every: int = 100
     """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
@@ -428,9 +428,10 @@ class GuardConfig:
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: warn, in wandb, too. `stop`: save and end with exit code 6. `rollback`: return to the newest checkpoint
-    that `checkpoint.every` made before the problem (if there is none, to another one) and go on with different random
-    draws. The learning rate of the winning network is halved, or those of both if neither is clearly winning. NaN or
-    inf ends the run, unless this is `rollback` and it can roll back."""
+    that `checkpoint.every` made before the problem (if there is none, to the newest of any kind, or else to the oldest)
+    and go on with different random draws. Learning rates are halved: D's if it memorises images or recognises every
+    fake, otherwise that of the network that is winning, or both. NaN or inf ends the run, unless this is `rollback` and
+    it can roll back."""
     patience: int = 5
     """Act on a problem only after it was seen at this many log points in a row, or at two evaluations in a row if only
     evaluations show it. NaN and inf count at once."""

@@ -282,7 +282,7 @@ def test_a_split_is_chosen_by_its_name_or_its_kind_and_a_missing_one_refused():
             arranged(*given, split=missing)
     with pytest.raises(ValueError, match=r"data\.split is train, but the splits in HERE are test: choose"):
         arranged("test/1.png")
-    with pytest.raises(ValueError, match=r"data\.split is test, but HERE has no folders at its top that are splits"):
+    with pytest.raises(ValueError, match=r"data\.split is test, but HERE is not divided into splits"):
         arranged("cat/1.png", split="test")
 
 
