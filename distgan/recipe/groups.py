@@ -428,10 +428,10 @@ class GuardConfig:
 
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: warn, in wandb, too. `stop`: save and end with exit code 6. `rollback`: return to the newest checkpoint
-    that `checkpoint.every` made before the problem (if there is none, to the newest of any kind, or else to the oldest)
-    and go on with different random draws. Learning rates are halved: D's if it memorises images or recognises every
-    fake, otherwise that of the network that is winning, or both. NaN or inf ends the run, unless this is `rollback` and
-    it can roll back."""
+    that `checkpoint.every` made before the problem (if there is none, to the newest of any kind from before it, or else
+    to the oldest) and go on with different random draws. Learning rates are halved: D's if it memorises images or
+    recognises every fake, otherwise that of the network that is winning, or both. NaN or inf ends the run, unless this
+    is `rollback` and it can roll back."""
     patience: int = 5
     """Act on a problem only after it was seen at this many log points in a row, or at two evaluations in a row if only
     evaluations show it. NaN and inf count at once."""
