@@ -174,7 +174,7 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
             f"The data set has {len(POINTS) * PICTURES:,} pictures of {SIZE}x{SIZE} pixels, {PICTURES} for each of "
             f"{len(POINTS)} points. Each picture shows one blob at its point. A sample is good if it is a blob close "
             f"to a point. If samples were spread equally, each mode (each point) would get 1/{len(POINTS)} of them. A "
-            "mode counts as found if it gets at least a tenth of that equal share as good samples "
+            "mode counts as found if the good samples at its point number at least a tenth of that equal share "
             "(`benchmarks/modes.py`). The networks have few channels, so that one core trains them in minutes: the "
             "table shows how training begins, not how it ends.",
             "",
