@@ -21,10 +21,15 @@ VERBS = {
     "doctor": "tell how this machine and launcher look, and what to change",
     "where": "print the folder of a recipe's run",
     "sample": "draw images from a trained generator",
+    "interpolate": "walk between images of a generator: a strip or an animation",
+    "invert": "find the latents whose images are nearest to pictures",
+    "inpaint": "repair pictures: fill what a mask hides",
+    "synthesize": "write a labelled data set of a generator's images; measure if it helps",
     "evaluate": "measure a generator: FID, KID, precision, recall, ...",
     "compare": "put generators side by side in one picture",
     "data": "show what distgan sees of a data set, and prepare it",
-    "export": "write a generator's folder with a model card, to share",
+    "export": "write a generator's folder with a model card, or as ONNX, to share",
+    "import": "take in networks trained by PyTorch's textbook code for DCGAN",
 }
 
 
@@ -64,12 +69,10 @@ def check_json(file: Path | None) -> None:
     """Refuses a place for `--json` that cannot be written, before the work for it is done.
 
     Raises:
-        UserError: its folder is not there.
+        UserError: as `files.check_place`.
     """
-    if file is not None and not file.absolute().parent.is_dir():
-        raise UserError(
-            f"--json is {file}, but there is no folder {file.parent}: make it first, or choose another place."
-        )
+    if file is not None:
+        files.check_place("--json", file)
 
 
 def write_json(file: Path, found: dict[str, Any]) -> None:
@@ -81,7 +84,7 @@ def write_json(file: Path, found: dict[str, Any]) -> None:
         UserError: it cannot be written.
     """
     text = json.dumps(found, indent=1) + "\n"
-    try:
+    with files.written("--json", file):
         same = [number for number in (1, 2) if file.exists() and os.path.samestat(file.stat(), os.fstat(number))]
         if same:  # /dev/stdout, for instance: after what was printed before
             sys.stdout.flush()
@@ -91,15 +94,11 @@ def write_json(file: Path, found: dict[str, Any]) -> None:
             file.write_text(text)
         else:
             files.replace(file, text.encode())
-    except OSError as error:
-        raise UserError(
-            f"--json is {file}, which cannot be written ({error.strerror}): choose another place."
-        ) from error
     print(f"written to  {file}")
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:10}{what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:13}{what}" for verb, what in VERBS.items())
     return (
         f"usage: distgan VERB [options]\n\n{verbs}\n\n"
         "`distgan VERB --help` says more. On several processes: accelerate launch --config_file launch/cpu2.yaml -m "

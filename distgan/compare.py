@@ -12,8 +12,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from distgan import data, paths, pictures
+from distgan import paths, pictures
 from distgan.cli import check_json, write_json
+from distgan.errors import UserError
+from distgan.evaluation.neighbours import Nearest, nearest, training_images
 from distgan.storage import exported, report
 from distgan.storage.exported import Exported
 
@@ -52,44 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json is not None:
         described = {column.name: column.described for column in columns}
         write_json(arguments.json, {"generators": described, "not_comparable": differences})
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The training image nearest to each sample, by the root mean square difference of pixels."""
-
-    index: Tensor
-    """Numbers of the training images, (N,)."""
-    distance: Tensor
-    """Distances of samples to them, (N,), for pixels in [-1, 1]."""
-    apart: Tensor
-    """Distances of those training images to the nearest other one, (N,)."""
-
-    @property
-    def ratio(self) -> Tensor:
-        """Returns `distance` divided by `apart`, (N,): a ratio well below 1 means that the sample is a copy."""
-        return self.distance / self.apart.clamp(min=1e-12)
-
-
-def nearest(samples: Tensor, pixels: Tensor) -> Nearest:
-    """Finds the training image nearest to each sample. Both are uint8 (N, C, H, W)."""
-    distance, index = _two_nearest(samples, pixels)
-    among, _ = _two_nearest(pixels[index[:, 0]], pixels)  # the first is the image itself
-    return Nearest(index[:, 0], distance[:, 0], among[:, 1])
-
-
-def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns distances and numbers of the two nearest images, (N, 2) each."""
-    x = samples.flatten(1).float() / 127.5
-    best, index = torch.full((len(x), 2), torch.inf), torch.zeros(len(x), 2, dtype=torch.int64)
-    for first in range(0, len(pixels), 10_000):
-        part = pixels[first : first + 10_000].flatten(1).float() / 127.5
-        distances = torch.cdist(x, part, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
-        numbers = torch.arange(first, first + len(part)).expand(len(x), -1)
-        distances, numbers = torch.cat([best, distances], 1), torch.cat([index, numbers], 1)
-        best, chosen = distances.topk(2, dim=1, largest=False)
-        index = numbers.gather(1, chosen)
-    return best, index
 
 
 @dataclass(frozen=True)
@@ -134,12 +98,10 @@ class _Column:
 def _column(run: str, seed: int) -> _Column:
     found = exported.find(run)
     samples = found.generator.sample(_GRID, seed=seed)
-    if found.recipe is None:
-        return _Column(run, found, samples, None, None, "no recipe beside it, so no training images")
     try:
-        pixels = data.load(found.recipe.data).pixels
-    except ValueError as error:
-        return _Column(run, found, samples, None, None, f"its training images are not here ({error})")
+        pixels = training_images(found)
+    except UserError as error:
+        return _Column(run, found, samples, None, None, str(error))
     near = nearest(samples, pixels)
     return _Column(run, found, samples, near, pixels[near.index[:_PAIRS]])
 

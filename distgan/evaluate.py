@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,13 +11,15 @@ from typing import Any
 
 from distgan import paths
 from distgan.cli import check_json, write_json
-from distgan.errors import UserError
-from distgan.evaluation import Evaluation, Measured
+from distgan.errors import UserError, nearest
+from distgan.evaluation import Evaluation
+from distgan.evaluation.weights import Weights
 from distgan.parallel import launch
 from distgan.parallel.ranks import Ranks
 from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig
 from distgan.storage import exported
 from distgan.storage.exported import Exported
+from distgan.storage.report import Report
 
 _TIMEOUT = RunConfig(dir=".").timeout
 
@@ -28,25 +31,91 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no generator, or the real images are missing or do not fit.
     """
     arguments = _parse(argv)
+    check_json(arguments.json)
+    report, weights = _evaluate(
+        arguments.run,
+        extractor=arguments.extractor,
+        extractor_weights=arguments.extractor_weights,
+        metrics=arguments.metrics.split(",") if arguments.metrics is not None else None,
+        num=arguments.num,
+        reference=arguments.reference,
+        weights=arguments.weights,
+        seed=arguments.seed,
+    )
+    if launch.launched_ranks()[0] == 0:
+        _show(report, weights)
+        if arguments.json is not None:
+            write_json(arguments.json, report.to_json())
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    *,
+    extractor: str | None = None,
+    extractor_weights: str | None = None,
+    metrics: Sequence[str] | None = None,
+    num: int = 50_000,
+    reference: str | None = None,
+    weights: str = "averaged",
+    seed: int = 0,
+) -> Report:
+    """Collective: measures a generator. Several processes share the work.
+
+    Args:
+        run: the folder of a run or of an exported generator, or a generator's id on the hub.
+        extractor: `inception` or `classifier`. If unset, the recipe's.
+        extractor_weights: a file of the extractor's weights. If unset, they are found, downloaded or trained.
+        metrics: names of metrics. If unset, all that the extractor has.
+        num: images to draw.
+        reference: `train`, `test`, or a folder or zip archive of pictures. If unset, the recipe's.
+        weights: which of the generator's weights, `averaged` or `raw`.
+        seed: the seed of the images.
+
+    Returns:
+        The numbers, what real images score, and the protocol; the same on every rank.
+
+    Raises:
+        UserError: there is no generator, or the real images are missing or do not fit.
+    """
+    return _evaluate(
+        os.fspath(run),
+        extractor=extractor,
+        extractor_weights=extractor_weights,
+        metrics=metrics,
+        num=num,
+        reference=reference,
+        weights=weights,
+        seed=seed,
+    )[0]
+
+
+def _evaluate(
+    run: str,
+    *,
+    extractor: str | None,
+    extractor_weights: str | None,
+    metrics: Sequence[str] | None,
+    num: int,
+    reference: str | None,
+    weights: str,
+    seed: int,
+) -> tuple[Report, Weights]:
+    """Collective: returns the measurement, and the weights of the extractor that was used."""
     launch.check_launcher()
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():
             launch.check_gpus()
-            check_json(arguments.json)
-            found = exported.find(arguments.run, raw=arguments.weights == "raw")
-            config = _config(arguments, found.recipe)
+            found = exported.find(run, raw=weights == "raw")
+            config = _config(found.recipe, extractor, extractor_weights, metrics, num, reference)
             images = _data(found, config)
             evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
-        same = {"generator": arguments.run, "step": found.step, **asdict(config), **launch.versions()}
+        same = {"generator": run, "step": found.step, **asdict(config), **launch.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
         evaluation.join(ranks, progress=True)
         found.generator.to(ranks.accelerator.device)
-        measured = evaluation.measure(found.generator, seed=arguments.seed, weights=arguments.weights)
-        if ranks.rank == 0:
-            _show(arguments.run, found.step, measured, evaluation)
-            if arguments.json is not None:
-                write_json(arguments.json, measured.report(arguments.run, found.step, evaluation.floor).to_json())
+        measured = evaluation.measure(found.generator, seed=seed, weights=weights)
+    return measured.report(run, found.step, evaluation.floor), evaluation.weights
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -88,26 +157,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return paths.expand(parser.parse_args(argv), "run", "extractor_weights", "reference", "json")
 
 
-def _config(arguments: argparse.Namespace, recipe: Config | None) -> EvalConfig:
-    """Takes settings from the command line, then the recipe, then the defaults."""
+def _config(
+    recipe: Config | None,
+    extractor: str | None,
+    extractor_weights: str | None,
+    metrics: Sequence[str] | None,
+    num: int,
+    reference: str | None,
+) -> EvalConfig:
+    """Takes settings from the caller, then the recipe, then the defaults."""
     said = recipe.eval if recipe is not None else EvalConfig()
-    extractor = arguments.extractor or said.extractor
-    known = EVAL_METRICS[extractor]
-    names = [name.strip() for name in arguments.metrics.split(",")] if arguments.metrics is not None else list(known)
-    if unknown := [name for name in names if name not in known]:
+    name: Any = extractor or said.extractor
+    if name not in EVAL_METRICS:
+        raise UserError(f'the extractor is "{name}", which is unknown: {nearest(name, list(EVAL_METRICS))}')
+    known = EVAL_METRICS[name]
+    names = [metric.strip() for metric in metrics] if metrics is not None else list(known)
+    if unknown := [metric for metric in names if metric not in known]:
         raise UserError(
-            f'--metrics has "{unknown[0]}", but the extractor {extractor} has {",".join(known)}: choose among these'
-            f"{'' if arguments.extractor else ', or another --extractor'}."
+            f'--metrics has "{unknown[0]}", but the extractor {name} has {",".join(known)}: choose among these'
+            f"{'' if extractor else ', or another --extractor'}."
         )
-    if arguments.num < 1:
-        raise UserError(f"--num is {arguments.num}, but must be at least 1.")
-    weights = arguments.extractor_weights or (said.extractor_weights if extractor == said.extractor else None)
+    if num < 1:
+        raise UserError(f"--num is {num}, but must be at least 1.")
     return EvalConfig(
-        extractor=extractor,
-        extractor_weights=weights,
+        extractor=name,
+        extractor_weights=extractor_weights or (said.extractor_weights if name == said.extractor else None),
         metrics=",".join(names),
-        num=arguments.num,
-        reference=arguments.reference or said.reference,
+        num=num,
+        reference=reference or said.reference,
     )
 
 
@@ -125,16 +202,15 @@ def _data(found: Exported, config: EvalConfig) -> DataConfig:
     return DataConfig(source="folder", path=config.reference, image_size=size, channels=channels)
 
 
-def _show(run: str, step: int, measured: Measured, evaluation: Evaluation) -> None:
+def _show(report: Report, weights: Weights) -> None:
     """Prints the numbers, what real images score, and the protocol."""
-    print(f"{run}, step {step}")
-    for name, value in measured.numbers.items():
-        floor = (evaluation.floor or {}).get(name)
+    print(f"{report.generator}, step {report.step}")
+    for name, value in report.metrics.items():
+        floor = (report.floor or {}).get(name)
         print(f"  {name:20} {value:10.5g}{'' if floor is None else f'   real images: {floor:.5g}'}")
-    weights = evaluation.weights
     accuracy = f", {weights.accuracy:.1%} right on images that it never saw" if weights.accuracy is not None else ""
     print(f"extractor   {weights.file}{accuracy}")
-    print(f"protocol    {json.dumps(measured.protocol)}")
+    print(f"protocol    {json.dumps(report.protocol)}")
 
 
 if __name__ == "__main__":

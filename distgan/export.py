@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distgan import __version__, paths, recipe
+from distgan.applications import onnx_file
 from distgan.data import numbered
 from distgan.errors import UserError
 from distgan.pictures import grid
 from distgan.recipe import Config
-from distgan.storage import exported
+from distgan.storage import exported, tensors
 from distgan.storage.exported import Exported
 from distgan.storage.places import Places
 from distgan.storage.report import Report
@@ -20,38 +21,67 @@ _SAMPLES = 64  # images in the card's grid
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan export RUN --to DIR [--push-to-hub ID]`.
+    """`distgan export RUN --to DIR [--with-discriminator] [--push-to-hub ID]`, or `distgan export RUN --onnx FILE`.
 
     Raises:
-        UserError: there is no generator to export, DIR is not empty, or the hub refuses.
+        UserError: there is no generator to export, a place is in use or cannot be written, a package is missing, or the
+            hub refuses.
     """
-    parser = argparse.ArgumentParser(prog="distgan export", description="Write a generator's folder, to share.")
-    parser.add_argument("run", help="folder of a run")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--push-to-hub", metavar="ID", help="also upload it to the Hugging Face hub, as owner/name")
-    arguments = paths.expand(parser.parse_args(argv), "run", "to")
-    export(arguments.run, arguments.to)
-    print(arguments.to)
+    parser = argparse.ArgumentParser(
+        prog="distgan export", description="Write a generator's folder, or one ONNX file, to share."
+    )
+    parser.add_argument("run", help="folder of a run; for --onnx also of an exported generator, or an id on the hub")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="folder to write; it must be new or empty")
+    parser.add_argument(
+        "--with-discriminator", action="store_true", help="with --to: also write the discriminator, which repairs use"
+    )
+    parser.add_argument("--push-to-hub", metavar="ID", help="with --to: also upload it to the hub, as owner/name")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FILE.onnx", help="write one ONNX file, which runs without distgan"
+    )
+    parser.add_argument(
+        "--floats", action="store_true", help="with --onnx: images are float32 in [-1, 1] instead of uint8"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="with --onnx: replace a file that exists")
+    arguments = paths.expand(parser.parse_args(argv), "run", "to", "onnx")
+    if arguments.to is None and arguments.onnx is None:
+        raise UserError("nothing is to be written: give --to DIR for a folder to share, or --onnx FILE.")
+    if arguments.push_to_hub and arguments.to is None:
+        raise UserError("--push-to-hub uploads the folder of --to: add --to DIR.")
+    if arguments.onnx is not None:
+        onnx_file.check_onnx(arguments.onnx, overwrite=arguments.overwrite)
+    if arguments.to is not None:
+        export(arguments.run, arguments.to, with_discriminator=arguments.with_discriminator)
+        print(arguments.to)
+    if arguments.onnx is not None:
+        generator = exported.load_generator(arguments.run)
+        difference = onnx_file.write(generator, arguments.onnx, as_floats=arguments.floats)
+        print(f"{arguments.onnx}: differs from torch by at most {difference:.1g} of pixels in [-1, 1]")
     if arguments.push_to_hub:
         print(push(arguments.to, arguments.push_to_hub))
 
 
-def export(run: str, to: Path) -> None:
+def export(run: str, to: Path, *, with_discriminator: bool = False) -> None:
     """Writes the averaged generator of a run into a new folder.
 
     Raises:
-        UserError: the run has no generator yet, or the folder is not empty.
+        UserError: the run has no generator yet or, if that is wanted, no discriminator; or the folder is not empty.
     """
     folder = Places(run)
     if not folder.config.exists():
         raise UserError(f"{run} has no config.yaml, so it is not the folder of a run: give a run's folder.")
     found = exported.find(run)
+    discriminator = found.discriminator() if with_discriminator else None
+    if with_discriminator and discriminator is None:
+        raise UserError(f"{run} has no checkpoint, and so no discriminator: leave --with-discriminator out.")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"--to is {to}, which is not an empty folder: choose a new one.")
     try:
         to.mkdir(parents=True, exist_ok=True)
         for name in ("model.safetensors", "config.json"):
             shutil.copyfile(folder.generator / name, to / name)
+        if discriminator is not None:
+            (to / exported.DISCRIMINATOR).write_bytes(tensors.to_bytes(discriminator.state_dict()))
         shutil.copyfile(folder.config, to / "recipe.yaml")
         config = recipe.load(folder.config)
         grid(found.generator.sample(_SAMPLES, seed=config.run.seed)).save(to / "samples.png")

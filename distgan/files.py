@@ -1,9 +1,61 @@
-"""Writes files so that readers find all of a file or none: under another name first, then renamed."""
+"""Writes files so that readers find all of a file or none: under another name first, then renamed.
+
+Refuses places that cannot be written, before the work for them is done.
+"""
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from distgan.errors import UserError
+
+
+def check_place(key: str, file: Path, *, overwrite: bool = True) -> None:
+    """Refuses a place for a file before the work for it is done; `key` is the option that names it.
+
+    Raises:
+        UserError: its folder does not exist, it is a folder itself, or it exists and `overwrite` is false.
+    """
+    if not file.absolute().parent.is_dir():
+        raise UserError(
+            f"{key} is {file}, but there is no folder {file.parent}: make it first, or choose another place."
+        )
+    if file.is_dir():
+        raise UserError(f"{key} is {file}, which is a folder: give the name of a file.")
+    if not overwrite and file.exists():
+        raise UserError(f"{key} is {file}, which exists: choose another place, or add --overwrite.")
+
+
+def check_folder(key: str, folder: Path, *, overwrite: bool = False) -> None:
+    """Refuses a place for a folder of results before the work for it is done.
+
+    Raises:
+        UserError: its own folder does not exist, it is a file, or it has files in it and `overwrite` is false.
+    """
+    if not folder.absolute().parent.is_dir():
+        raise UserError(
+            f"{key} is {folder}, but there is no folder {folder.parent}: make it first, or choose another place."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{key} is {folder}, which is a file: choose another folder.")
+    # Folders in it count, too: they may be classes of training images.
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    old = [file.name for file in inside if not file.name.startswith(".")]
+    if old and not overwrite:
+        raise UserError(f"{key} is {folder}, which is not empty (it has {old[0]}): choose a new or empty folder.")
+
+
+@contextlib.contextmanager
+def written(key: str, place: Path) -> Iterator[None]:
+    """Wraps the writing of results. Raises UserError if the place cannot be written; `key` is the option for it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{key} is {place}, which cannot be written ({error.strerror}): choose another place."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -19,6 +71,27 @@ def whole(file: Path) -> Iterator[Path]:
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder to write to, which replaces `folder` at the end; after an error nothing is left."""
+    place = Path(os.path.realpath(folder))
+    partial, old = (place.with_name(f"{place.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    partial.mkdir()
+    try:
+        yield partial
+        if place.exists():
+            place.rename(old)
+        try:
+            partial.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace(file: Path, content: bytes, *, durable: bool = False) -> None:

@@ -96,7 +96,7 @@ def expand(arguments: argparse.Namespace, *names: str) -> argparse.Namespace:
     """
     for name in names:
         value: Any = getattr(arguments, name)
-        key = name.upper() if name in ("run", "runs", "what") else f"--{name.replace('_', '-')}"
+        key = name.upper() if name in ("run", "runs", "what", "pictures") else f"--{name.replace('_', '-')}"
         if isinstance(value, list):
             setattr(arguments, name, [expanded(key, one) for one in value])
         elif value is not None:

@@ -12,8 +12,8 @@ T = TypeVar("T")
 _TELL_EVERY = 30.0  # seconds between lines in a log
 
 
-def shown(items: Iterable[T], what: str, count: int, *, each: int = 1) -> Iterator[T]:
-    """Yields the items and shows progress; `count` is their number, `each` the images that one stands for."""
+def shown(items: Iterable[T], what: str, count: int, *, each: int = 1, unit: str = "images") -> Iterator[T]:
+    """Yields the items and shows progress; `count` is their number, `each` the units that one stands for."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(items, what, count, console=console, transient=True)
@@ -22,5 +22,5 @@ def shown(items: Iterable[T], what: str, count: int, *, each: int = 1) -> Iterat
     for i, item in enumerate(items):
         if time.monotonic() - told > _TELL_EVERY:
             told = time.monotonic()
-            console.print(f"{what}: {i * each:,} of {count * each:,} images", soft_wrap=True, markup=False)
+            console.print(f"{what}: {i * each:,} of {count * each:,} {unit}", soft_wrap=True, markup=False)
         yield item

@@ -1,11 +1,8 @@
 """Draws images from a trained generator: one picture of them all, a PNG of each, or an array."""
 
 import argparse
-import re
 import sys
-import unicodedata
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from distgan import files, paths, pictures
-from distgan.errors import UserError, nearest
+from distgan.applications.classes import in_file_names, labels_in
+from distgan.errors import UserError
 from distgan.models import CHUNK, Generator
 from distgan.progress import shown
+from distgan.storage import latents
 from distgan.storage.exported import load_generator
+from distgan.storage.latents import Latents
 
 _FORMS = "must end in .png (one picture of all images), .npz (an array) or / (a folder with a PNG of each)"
 
@@ -45,48 +45,70 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="names or numbers of classes, separated by commas, if the generator was trained with labels: --num images "
         "of each, in a row of the picture each. A word that is a class's name is never read as a number",
     )
-    arguments = paths.expand(parser.parse_args(argv), "run", "out")
+    parser.add_argument(
+        "--latents", type=Path, metavar="FILE", help="draw the images of these latents, which `distgan invert` wrote"
+    )
+    arguments = paths.expand(parser.parse_args(argv), "run", "out", "latents")
+    if arguments.latents is not None:
+        for name in ("num", "classes"):
+            if getattr(arguments, name) is not None:
+                raise UserError(f"--latents says which images are drawn: leave --{name} or --latents out.")
     out = Path(arguments.out)
     write = _form(arguments.out)
     generator = load_generator(arguments.run)
-    classes = _labels(arguments.classes, generator) if arguments.classes is not None else (None,)
-    num = arguments.num if arguments.num is not None else 64 if arguments.classes is None else 8
-    if num < 1:
-        raise UserError(f"the number of samples is {num}, but must be at least 1.")
+    if arguments.latents is not None:
+        drawn = _of_latents(generator, latents.read(arguments.latents, generator))
+    else:
+        drawn = _of_seed(generator, arguments.classes, arguments.num, arguments.seed)
     generator.to("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        write(_Drawn(generator, num, classes, arguments.seed), out)
-    except OSError as error:
-        raise UserError(f"--out is {out}, which cannot be written ({error.strerror}): choose another place.") from error
+    with files.written("--out", out):
+        write(drawn, out)
     print(arguments.out)
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The images to draw: `num` of each class, or `num` in all if no class was asked for."""
+    """The images to draw, uint8 (n, C, H, W), at most CHUNK at a time, and their labels: an empty list if none."""
 
-    generator: Generator
-    num: int
-    classes: Sequence[int | None]
-    seed: int
-
-    @property
-    def total(self) -> int:
-        return self.num * len(self.classes)
-
-    def chunks(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """Draws at most CHUNK images at a time: uint8 (n, C, H, W), and their labels, an empty list without labels."""
-        for label in self.classes:
-            for first in range(0, self.num, CHUNK):
-                count = min(CHUNK, self.num - first)
-                labels = self.generator.labels(first, seed=self.seed, label=label)
-                images = self.generator.draw(first, seed=self.seed, label=label)
-                yield images[:count], labels[:count].tolist() if labels is not None else []
+    chunks: Iterator[tuple[Tensor, list[int]]]
+    total: int
+    """The number of images."""
+    columns: int | None
+    """Images in a row of a picture of them all; None for about the square root of their number."""
+    class_names: Sequence[str]
 
     def shown(self) -> Iterator[tuple[Tensor, list[int]]]:
         """Yields the images and shows progress."""
-        count = len(self.classes) * -(-self.num // CHUNK)
-        return shown(self.chunks(), "drawing", count, each=min(CHUNK, self.num))
+        return shown(self.chunks, "drawing", -(-self.total // CHUNK), each=min(CHUNK, self.total))
+
+
+def _of_seed(generator: Generator, asked_classes: str | None, asked_num: int | None, seed: int) -> _Drawn:
+    """Returns `num` images of each class that is asked for, or `num` in all if none is."""
+    asked = labels_in("--classes", asked_classes, generator) if asked_classes is not None else (None,)
+    num = asked_num if asked_num is not None else 64 if asked_classes is None else 8
+    if num < 1:
+        raise UserError(f"the number of samples is {num}, but must be at least 1.")
+
+    def chunks() -> Iterator[tuple[Tensor, list[int]]]:
+        for label in asked:
+            for first in range(0, num, CHUNK):
+                count = min(CHUNK, num - first)
+                labels = generator.labels(first, seed=seed, label=label)
+                images = generator.draw(first, seed=seed, label=label)
+                yield images[:count], labels[:count].tolist() if labels is not None else []
+
+    columns = num if asked_classes is not None else None
+    return _Drawn(chunks(), num * len(asked), columns, generator.class_names)
+
+
+def _of_latents(generator: Generator, given: Latents) -> _Drawn:
+    def chunks() -> Iterator[tuple[Tensor, list[int]]]:
+        for first in range(0, len(given), CHUNK):
+            rows = slice(first, first + CHUNK)
+            y = given.y[rows] if given.y is not None else None
+            yield generator.decode(given.z[rows], y), y.tolist() if y is not None else []
+
+    return _Drawn(chunks(), len(given), None, generator.class_names)
 
 
 def _form(given: str) -> Callable[[_Drawn, Path], None]:
@@ -100,22 +122,16 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     form = _folder if folder else {".png": _grid, ".npz": _array}.get(out.suffix.lower())
     if form is None:
         raise UserError(f"--out is {given}, but {_FORMS}.")
-    if not out.absolute().parent.is_dir():
-        raise UserError(
-            f"--out is {given}, but there is no folder {out.parent}: make it first, or choose another place."
-        )
-    if folder and out.exists():
-        if not out.is_dir():
-            raise UserError(f"--out is {given}, but {out} is a file: choose another folder.")
-        old = next((file.name for file in sorted(out.iterdir()) if not file.name.startswith(".")), None)
-        if old is not None:  # folders, too: they may be classes of training images
-            raise UserError(f"--out is {given}, which is not empty (it has {old}): choose a new or empty folder.")
+    if folder:
+        files.check_folder("--out", out)
+    else:
+        files.check_place("--out", out)
     return form
 
 
 def _grid(drawn: _Drawn, out: Path) -> None:
     images = torch.cat([images for images, _ in drawn.shown()])
-    picture = pictures.grid(images, columns=drawn.num if drawn.classes != (None,) else None)
+    picture = pictures.grid(images, columns=drawn.columns)
     with files.whole(out) as partial:
         picture.save(partial, "PNG")
 
@@ -125,7 +141,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
     made = not out.exists()
     out.mkdir(exist_ok=True)
     digits = max(6, len(str(drawn.total - 1)))
-    names = _in_file_names(drawn.generator.class_names)
+    names = in_file_names(drawn.class_names)
     written = 0
     try:
         for images, labels in drawn.shown():
@@ -139,16 +155,6 @@ def _folder(drawn: _Drawn, out: Path) -> None:
         if made:
             out.rmdir()
         raise
-
-
-def _in_file_names(classes: Sequence[str]) -> list[str]:
-    """Returns the names of classes, shortened for file names; labels in place of names that would be equal or empty."""
-    names = [
-        re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", name)).encode()[:100].decode(errors="ignore")
-        for name in classes
-    ]
-    often = Counter(names)
-    return [name if name.strip("_") and often[name] == 1 else str(label) for label, name in enumerate(names)]
 
 
 def _array(drawn: _Drawn, out: Path) -> None:
@@ -169,32 +175,6 @@ def _array(drawn: _Drawn, out: Path) -> None:
         if labels:
             with archive.open("arr_1.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.array(labels, dtype=np.int64), allow_pickle=False)
-
-
-def _labels(text: str, generator: Generator) -> tuple[int, ...]:
-    """Returns the labels of `--classes`. Names may contain commas: the longest name that fits is taken.
-
-    Raises:
-        UserError: a word is neither the name nor the number of a class.
-    """
-    words = text.split(",")
-    labels = []
-    longest = 1 + max((name.count(",") for name in generator.class_names), default=0)
-    while words:
-        given = {end: ",".join(words[:end]) for end in range(min(longest, len(words)), 0, -1)}
-        fitting = ((end, word) for end, full in given.items() for word in (full, full.strip()))
-        found = next(((end, word) for end, word in fitting if generator.named(word) is not None), None)
-        end, word = found or (1, given[1].strip())
-        words = words[end:]
-        number = word.isdecimal() and found is None
-        if not number and generator.class_counts and found is None:
-            raise UserError(
-                f'--classes has "{word}", which is neither the name nor the number of a class: '
-                f"{nearest(word, generator.class_names or list(map(str, range(len(generator.class_counts)))))} "
-                "Separate names or numbers of classes with commas, as in 0,3,7."
-            )
-        labels.append(generator.label_of(int(word) if number else word))
-    return tuple(labels)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from distgan.data.depth import Scale
 from distgan.data.feed import Batch, Feed, parts, shares
 from distgan.data.folders import refuse_among_pictures
+from distgan.data.given import given
 from distgan.data.records import numbered
 from distgan.data.sources import find
 from distgan.data.store import Images, load, preview, refuse_other_shapes, test_split
@@ -13,6 +14,7 @@ __all__ = [
     "Images",
     "Scale",
     "find",
+    "given",
     "load",
     "numbered",
     "parts",

@@ -97,9 +97,13 @@ def _fashion_mnist(data: DataConfig) -> Source:
 
 
 def _hub(data: DataConfig) -> Source:
-    if data.id is None:
-        raise UserError("data.source is hub, but data.id is not set: give a data set's id, such as owner/name.")
-    return hub_or_copy(data, data.id, channels=3)
+    name = data.id or data.path
+    if name is None:
+        raise UserError(
+            "data.source is hub, but neither data.id nor data.path is set: give a data set's id, such as owner/name, or "
+            "a local copy of its parquet files."
+        )
+    return hub_or_copy(data, name, channels=3)
 
 
 _SOURCES: dict[str, Callable[[DataConfig], Source]] = {

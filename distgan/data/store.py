@@ -180,23 +180,30 @@ def refuse_other_shapes(data: DataConfig) -> None:
     Raises:
         UserError: a picture has another size or number of channels, or cannot be read.
     """
-    wanted = (data.image_size, data.image_size, data.channels)
+    assert data.channels is not None
     for record in sources.find(data).records(1):
-        assert isinstance(record.content, bytes)
-        try:
-            with Image.open(io.BytesIO(record.content)) as image:
-                found = (
-                    image.width,
-                    image.height,
-                    1 if image.mode in ("1", "L", "F") or image.mode.startswith("I") else 3,
-                )
-        except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
-            raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
-        if found != wanted:
-            raise UserError(
-                f"{record.name} is {'x'.join(map(str, found))}, but the generator draws "
-                f"{'x'.join(map(str, wanted))}: resize or convert the pictures first."
-            )
+        refuse_another_shape(
+            record, size=data.image_size, channels=data.channels, hint="resize or convert the pictures first"
+        )
+
+
+def refuse_another_shape(record: Record, *, size: int, channels: int, hint: str) -> None:
+    """Checks that a picture has this size and number of channels already; the message ends with `hint`.
+
+    Raises:
+        UserError: it has not, or cannot be read.
+    """
+    assert isinstance(record.content, bytes)
+    try:
+        with Image.open(io.BytesIO(record.content)) as image:
+            grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+            found = (image.width, image.height, 1 if grey else 3)
+    except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
+        raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
+    if found != (size, size, channels):
+        raise UserError(
+            f"{record.name} is {'x'.join(map(str, found))}, but the generator draws {size}x{size}x{channels}: {hint}."
+        )
 
 
 def spread(source: Source, count: int) -> Iterator[Record]:

@@ -4,7 +4,7 @@ Everything about the training is fixed, so that the weights depend only on the i
 processor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -39,24 +39,46 @@ def train(pixels: Tensor, labels: Tensor, *, classes: int) -> tuple[Classifier, 
     shuffled = labelled[torch.from_numpy(seeding.generator(_SEED, "classifier.held_out").permutation(len(labelled)))]
     held_out, kept = shuffled[: len(shuffled) // 10], shuffled[len(shuffled) // 10 :]
     network = Classifier(image_size=pixels.shape[-1], channels=pixels.shape[1], classes=classes)
-    _initialise(network)
     steps = max(_STEPS, _EPOCHS * len(kept) // _BATCH)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        chosen = kept[seeding.order(_SEED, step * _BATCH, _BATCH, total=len(kept))]
+        return pixels[chosen], labels[chosen]
+
+    with _one_thread():
+        fit(network, batch, steps=steps, seed=_SEED)
+    return network, accuracy(network, pixels[held_out], labels[held_out])
+
+
+def fit(network: Classifier, batch: Callable[[int], tuple[Tensor, Tensor]], *, steps: int, seed: int) -> None:
+    """Trains a classifier from the start.
+
+    Args:
+        network: the network, whose weights are drawn anew.
+        batch: the number of a step -> images, uint8 (n, C, H, W), and labels, int64 (n,).
+        steps: updates.
+        seed: the seed of the starting weights.
+    """
+    _initialise(network, seed)
     network.to(memory_format=torch.channels_last)  # half the time
     adam = torch.optim.Adam(network.parameters(), lr=_LR, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=_LR, total_steps=steps, cycle_momentum=False)
-    network.train()
-    with _one_thread():
-        for step in range(steps):
-            batch = kept[seeding.order(_SEED, step * _BATCH, _BATCH, total=len(kept))]
-            loss = nn.functional.cross_entropy(network(pixels[batch])[1], labels[batch])
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            adam.step()
-            schedule.step()
+    network.train().requires_grad_(True)
+    for step in range(steps):
+        images, labels = batch(step)
+        loss = nn.functional.cross_entropy(network(images)[1], labels)
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        schedule.step()
     network.eval().requires_grad_(False)
-    parts = [held_out[first : first + _BATCH] for first in range(0, len(held_out), _BATCH)]
+
+
+def accuracy(network: Classifier, pixels: Tensor, labels: Tensor) -> float:
+    """Returns the share of images, uint8 (N, C, H, W), whose label the classifier finds; 0 if there are none."""
+    parts = torch.split(torch.arange(len(pixels)), _BATCH)
     right = sum(int((network(pixels[part])[1].argmax(1) == labels[part]).sum()) for part in parts)
-    return network, right / max(len(held_out), 1)
+    return right / max(len(pixels), 1)
 
 
 @contextmanager
@@ -70,9 +92,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _initialise(network: nn.Module) -> None:
+def _initialise(network: nn.Module, seed: int) -> None:
     """Draws weights by He's initialisation (He et al. 2015, eq. 10); biases are 0."""
-    rng = seeding.torch_generator(_SEED, "classifier.init")
+    rng = seeding.torch_generator(seed, "classifier.init")
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             deviation = float(np.sqrt(2 / layer.weight[0].numel()))

@@ -49,8 +49,17 @@ def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path |
         file = own
     else:
         file, accuracy = _trained(images)
+    return of_file(config, file, spec)._replace(accuracy=accuracy)
+
+
+def of_file(config: EvalConfig, file: Path, spec: ImageSpec) -> Weights:
+    """Reads the weights in a file.
+
+    Raises:
+        UserError: the file cannot be read, or its weights do not fit the extractor.
+    """
     read, sha256 = tensors.read_weights(file)
-    weights = Weights(read, sha256, accuracy, file)
+    weights = Weights(read, sha256, None, file)
     build(config, weights, spec)  # wrong weights are refused now, before other ranks get them
     return weights
 

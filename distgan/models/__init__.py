@@ -12,13 +12,14 @@ from distgan.errors import UserError, nearest
 from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
-from distgan.models.layers import CHUNK, Generator, eval_mode, frozen
+from distgan.models.layers import CHUNK, Discriminator, Generator, eval_mode, frozen, to_bytes
 from distgan.recipe import ModelConfig
 
 __all__ = [
     "ARCHITECTURES",
     "CHUNK",
     "Architecture",
+    "Discriminator",
     "Generator",
     "ImageSpec",
     "build",
@@ -29,6 +30,7 @@ __all__ = [
     "frozen",
     "has_batch_norm",
     "synchronise",
+    "to_bytes",
 ]
 
 
@@ -55,7 +57,7 @@ class Architecture:
 
     generator: Callable[[ModelConfig, ImageSpec], Generator]
     """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W) in [-1, 1]."""
-    discriminator: Callable[[ModelConfig, ImageSpec], nn.Module]
+    discriminator: Callable[[ModelConfig, ImageSpec], Discriminator]
     """forward(x, y=None): images (N, C, H, W) in [-1, 1], labels (N,) or None -> logits (N,)."""
     initialise: Callable[[nn.Module, Any], None]
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
@@ -96,7 +98,7 @@ def d_norm(model: ModelConfig) -> str:
     return model.d_norm or norms[0]
 
 
-def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, nn.Module]:
+def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, Discriminator]:
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:

@@ -7,7 +7,8 @@ class ConditionalBatchNorm2d(nn.Module):
     """Batch norm whose scale and shift belong to the image's class (Dumoulin et al. 2017; de Vries et al. 2017).
 
     (N, C, H, W) and labels (N,) -> (N, C, H, W). Scales begin at 1, shifts at 0; with orthogonal
-    starting weights classes differ from the start.
+    starting weights classes differ from the start. With shares of classes (N, classes) in place of labels, scale and
+    shift are means over the classes.
     """
 
     def __init__(self, channels: int, *, classes: int) -> None:
@@ -19,7 +20,8 @@ class ConditionalBatchNorm2d(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.scale(y)[:, :, None, None] * self.norm(x) + self.shift(y)[:, :, None, None]
+        scale, shift = (one(y) if y.ndim == 1 else y @ one.weight for one in (self.scale, self.shift))
+        return scale[:, :, None, None] * self.norm(x) + shift[:, :, None, None]
 
 
 def batch_norm(channels: int, *, classes: int) -> nn.Module:

@@ -13,17 +13,43 @@ make a generator collapse within its classes (Shahbazi et al. 2022, "Collapse by
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
-from distgan.models.layers import Generator
+from distgan.models.layers import Discriminator, Generator
 
 
 def stages(image_size: int) -> int:
     """Counts how often 4x4 doubles to reach the image."""
     return int(math.log2(image_size // 4))
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, int] | None:
+    """Returns the sizes of the textbook's network that has these weights, a generator or a discriminator: `image_size`,
+    `channels`, `width`, and a generator's `latent_dim`. None if the names or shapes are others'.
+    """
+    weights = [state[name] for name in sorted(state, key=_place) if state[name].ndim == 4]
+    if len(weights) < 2 or any(weight.shape[2:] != (4, 4) for weight in weights):
+        return None
+    first, last, count = weights[0], weights[-1], len(weights) - 1
+    found = {"image_size": 4 * 2**count}
+    if last.shape[0] == 1:  # one logit
+        return {**found, "channels": first.shape[1], "width": first.shape[0]}
+    return {
+        **found,
+        "channels": last.shape[1],
+        "width": first.shape[1] // 2 ** (count - 1),
+        "latent_dim": first.shape[0],
+    }
+
+
+def _place(name: str) -> int:
+    """Returns the number of a layer in its name, `main.3.weight`; -1 without one."""
+    parts = name.split(".")
+    return int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else -1
 
 
 class DCGANGenerator(Generator):
@@ -42,13 +68,13 @@ class DCGANGenerator(Generator):
         self.main = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        x = z.view(len(z), -1, 1, 1)
+        x = z.flatten(1)[:, :, None, None]
         for layer in self.main:
             x = layer(x, y) if isinstance(layer, ConditionalBatchNorm2d) else layer(x)
         return x
 
 
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(Discriminator):
     """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
 
     def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "batch", classes: int = 0) -> None:
@@ -63,8 +89,16 @@ class DCGANDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers)
         self.projection = Projection(wide, classes=classes) if classes else None
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.main[:-1]:
+            x = layer(x)
+            if isinstance(layer, nn.LeakyReLU):
+                maps.append(x)
+        return maps
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        features = self.main[:-1](x)
+        features = self.features(x)[-1]
         logits = self.main[-1](features).flatten()
         return logits if self.projection is None else logits + self.projection(features.sum((2, 3)), y)
 

@@ -1,4 +1,4 @@
-"""The interface of all generators, and contexts that change a network for a while."""
+"""The interfaces of all networks, and contexts that change a network for a while."""
 
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,8 @@ CHUNK = 64  # images per forward pass of a generator that samples: always this n
 class Generator(nn.Module):
     """Base of all generators: latents (N, latent_dim), labels (N,) -> images (N, C, H, W) in [-1, 1].
 
-    A subclass defines `forward(z, y=None)`; labels are None if there are no classes.
+    A subclass defines `forward(z, y=None)`; labels are None if there are no classes. Instead of a label, an image may
+    have shares of all classes, (N, classes): then it lies between them.
     """
 
     class_names: tuple[str, ...] = ()
@@ -93,18 +94,35 @@ class Generator(nn.Module):
 
     def draw(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
         """Draws images first ... first + CHUNK - 1 of a stream of draws: uint8 (CHUNK, C, H, W) on the CPU."""
-        images = self.images(first, seed=seed, stream=stream, label=label)
-        return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+        return to_bytes(self.images(first, seed=seed, stream=stream, label=label))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Draws the images of given latents, (N, latent_dim), and labels or shares of classes: uint8 (N, C, H, W) on
+        the CPU."""
+        parameter = next(self.parameters())
+        images = []
+        with eval_mode(self):
+            for part in torch.split(torch.arange(len(z)), CHUNK):
+                padded = torch.cat([part, part[-1:].expand(CHUNK - len(part))])
+                labels = y[padded].to(parameter.device) if y is not None else None
+                drawn = self(z[padded].to(parameter.device, parameter.dtype), labels)
+                images.append(to_bytes(drawn)[: len(part)])
+        return torch.cat(images)
 
     @torch.no_grad()
     def images(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor:
         """Returns what `draw` makes uint8 images of: (CHUNK, C, H, W) in [-1, 1], on the network's device."""
+        with eval_mode(self):
+            return self(*self.inputs(first, seed=seed, stream=stream, label=label))
+
+    def inputs(
+        self, first: int, *, seed: int, stream: str = "sample", label: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what `images` makes images of: latents (CHUNK, latent_dim), and labels (CHUNK,) or None."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
-        with eval_mode(self):
-            return self(
-                z.to(parameter.device, parameter.dtype), self.labels(first, seed=seed, stream=stream, label=label)
-            )
+        return z.to(parameter.device, parameter.dtype), self.labels(first, seed=seed, stream=stream, label=label)
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
         """Returns the labels of the images that `draw` returns, (CHUNK,), on the network's device; None without
@@ -116,6 +134,22 @@ class Generator(nn.Module):
         else:
             y = torch.full((CHUNK,), label)
         return y.to(next(self.parameters()).device)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Returns images in [-1, 1] as uint8 on the CPU."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+class Discriminator(nn.Module):
+    """Base of all discriminators: images (N, C, H, W) in [-1, 1], labels (N,) -> logits (N,).
+
+    A subclass defines `features(x)`, and `forward(x, y=None)`, which uses them; labels are None without classes.
+    """
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Returns the feature maps of all stages, in their order, each (N, C', H', W')."""
+        raise NotImplementedError
 
 
 @contextmanager

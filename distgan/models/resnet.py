@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
-from distgan.models.layers import Generator
+from distgan.models.layers import Discriminator, Generator
 
 
 class ResNetGenerator(Generator):
@@ -31,13 +31,13 @@ class ResNetGenerator(Generator):
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        x = self.first(z).view(len(z), -1, 4, 4)
+        x = self.first(z).unflatten(1, (-1, 4, 4))
         for block in self.blocks:
             x = block(x, y)
         return torch.tanh(self.last(relu(self.norm(x))))
 
 
-class ResNetDiscriminator(nn.Module):
+class ResNetDiscriminator(Discriminator):
     """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
 
     def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "none", classes: int = 0) -> None:
@@ -59,11 +59,15 @@ class ResNetDiscriminator(nn.Module):
         self.projection = Projection(blocks[-1].channels, classes=classes) if classes else None
         self._sums = norm == "spectral"
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        x = self.first(x)
+    def features(self, x: Tensor) -> list[Tensor]:
+        maps = [self.first(x)]
         for block in self.blocks:
-            x = block(x)
-        features = relu(x).sum((2, 3)) if self._sums else relu(x).mean((2, 3))
+            maps.append(block(maps[-1]))
+        return maps
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        last = relu(self.features(x)[-1])
+        features = last.sum((2, 3)) if self._sums else last.mean((2, 3))
         logits = self.last(features).flatten()
         return logits if self.projection is None else logits + self.projection(features, y)
 

@@ -23,10 +23,12 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 from torch import Tensor
 
 from distgan.errors import StoppedError, UserError, is_reported, mark_reported
+from distgan.parallel import launch
 from distgan.parallel.launch import MIXED_PRECISION, follow_launcher, launched_ranks, use_cpu
 from distgan.parallel.meeting import meet
 from distgan.parallel.stopping import WARNING_SIGNALS, Requests
 from distgan.parallel.watchdog import Watchdog
+from distgan.recipe import RunConfig
 
 T = TypeVar("T")
 
@@ -306,6 +308,25 @@ class Ranks:
         self.watchdog.report_failure(error)
         if not isinstance(error, StoppedError | UserError):  # a traceback does not say which rank and step it was
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
+
+
+@contextmanager
+def together(described: dict[str, Any]) -> Iterator[Ranks]:
+    """Collective: joins the ranks of a command that does not train, in full precision.
+
+    Args:
+        described: what must be the same on all ranks, JSON values only.
+
+    Raises:
+        UserError: the launcher's settings or the GPUs do not fit, or a rank differs.
+    """
+    launch.check_launcher()
+    with Ranks(timeout=RunConfig(dir=".").timeout) as ranks:
+        with ranks.alone():
+            launch.check_gpus()
+        ranks.join()
+        ranks.refuse_differences({**described, **launch.versions()})
+        yield ranks
 
 
 def settle_gradient_buckets(passes: Callable[[], None]) -> None:

@@ -1,7 +1,8 @@
 """Writes exported generators, and finds trained generators by run, folder or id on the hub.
 
 An exported generator is a folder with model.safetensors, config.json (which says how to build the network) and, if it
-was measured, evaluation.json. Drawing from it needs neither data nor recipe.
+was measured, evaluation.json. Drawing from it needs neither data nor recipe. It may have its
+discriminator.safetensors, too.
 """
 
 import json
@@ -12,16 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distgan import files as disk
 from distgan import models, paths, recipe
 from distgan.errors import UserError
-from distgan.models import Generator, ImageSpec, build_generator
+from distgan.models import Discriminator, Generator, ImageSpec, build_generator
 from distgan.recipe import Config, ModelConfig
 from distgan.storage import bundle, checkpoint, report, tensors
 from distgan.storage.places import Places
 from distgan.storage.report import Report
+
+DISCRIMINATOR = "discriminator.safetensors"
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,28 @@ class Exported:
     """Its measurement, if it was measured at this step."""
     run: Places | None
     """The run's folder, if the generator is in one."""
+    folder: Path
+    """The folder of the exported generator."""
+    model: ModelConfig
+    """What the networks were built by."""
 
-    def discriminator(self) -> nn.Module | None:
-        """Returns the discriminator of the run's newest checkpoint, in eval mode on the CPU; None without a checkpoint.
+    def discriminator(self) -> Discriminator | None:
+        """Returns the discriminator of the run's newest checkpoint, or the one beside the generator; None without both.
+
+        It is in eval mode, on the CPU.
 
         Raises:
-            UserError: the checkpoints are damaged, or do not fit the recipe.
+            UserError: the checkpoints or the file are damaged, or belong to another network.
         """
         newest = checkpoint.newest(self.run.checkpoints, set_aside=False) if self.run is not None else None
-        if newest is None or self.recipe is None:
+        beside = self.folder / DISCRIMINATOR
+        if newest is None and not beside.exists():
             return None
-        _, discriminator = models.build(self.recipe.model, self.spec, seed=self.recipe.run.seed)
-        checkpoint.load(newest, {"discriminator": discriminator})
+        _, discriminator = models.build(self.model, self.spec, seed=0)
+        if newest is not None:
+            checkpoint.load(newest, {"discriminator": discriminator})
+        else:
+            tensors.load_into(discriminator, tensors.read(beside), f"the discriminator in {self.folder}")
         return discriminator.eval().requires_grad_(False)
 
 
@@ -62,7 +75,7 @@ def find(path: str, *, raw: bool = False) -> Exported:
     Raises:
         UserError: there is no generator, or no checkpoint with raw weights.
     """
-    folder, generator, step, spec = _load(path)
+    folder, generator, step, spec, model = _load(path)
     exported, run = folder / "recipe.yaml", Places(folder.absolute().parent)
     of_run = next((recipe.load(file) for file in (exported, run.config) if file.exists()), None)
     extractor = folder / run.extractor.name if exported.exists() else run.extractor
@@ -78,7 +91,7 @@ def find(path: str, *, raw: bool = False) -> Exported:
         checkpoint.load(newest, {"generator": generator})
         step, measured = checkpoint.step_of(newest), None
     at_hand = measured if measured is not None and measured.step == step else None
-    return Exported(generator, spec, step, of_run, extractor, at_hand, places)
+    return Exported(generator, spec, step, of_run, extractor, at_hand, places, folder, model)
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
@@ -109,8 +122,9 @@ def save_generator(
     *,
     step: int,
     measured: Report | None = None,
+    discriminator: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes an exported generator, with its measurement as evaluation.json if it was measured.
+    """Writes an exported generator, with its measurement as evaluation.json if it was measured, and its discriminator.
 
     Each file is replaced in one step, so that a reader never finds half of one.
     """
@@ -123,6 +137,8 @@ def save_generator(
         "step": step,
     }
     contents = {"model.safetensors": tensors.to_bytes(weights), "config.json": bundle.to_json(config)}
+    if discriminator is not None:
+        contents[DISCRIMINATOR] = tensors.to_bytes(discriminator)
     (folder / "evaluation.json").unlink(missing_ok=True)  # first, so that no old numbers stand beside new weights
     if measured is not None:
         contents["evaluation.json"] = bundle.to_json(measured.to_json())
@@ -132,8 +148,8 @@ def save_generator(
     disk.sync_folder(folder)
 
 
-def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec]:
-    """Returns the folder of an exported generator, the generator, its step, and the spec of its images."""
+def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec, ModelConfig]:
+    """Returns the folder of an exported generator, the generator, its step, its images' spec, and its settings."""
     folder = _folder(path)
     for name in ("model.safetensors", "config.json"):
         if not (folder / name).exists():
@@ -153,14 +169,15 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
                 f"{bundle.FORMAT}): update distgan to the version that wrote it."
             )
         spec, step = ImageSpec(**config["images"]), config["step"]
-        generator = build_generator(ModelConfig(**config["model"]), spec)
+        model = ModelConfig(**config["model"])
+        generator = build_generator(model, spec)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{folder / 'config.json'} does not describe a generator of distgan: give the folder of a run or of an "
             "export."
         ) from error
     tensors.load_into(generator, tensors.read(folder / "model.safetensors"), f"the generator in {folder}")
-    return folder, generator.eval().requires_grad_(False), step, spec
+    return folder, generator.eval().requires_grad_(False), step, spec, model
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -181,11 +198,11 @@ def _folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _from_hub(repository: str) -> Path:
-    """Fetches an exported generator's two files, and no others."""
+    """Fetches the files of an exported generator, and no others."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json"]))
+        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", DISCRIMINATOR]))
     except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
         raise UserError(
             f"{repository} is neither a folder here nor a model on the Hugging Face hub that you may read: check the "

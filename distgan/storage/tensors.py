@@ -53,6 +53,39 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> N
     network.load_state_dict(tensors)
 
 
+def read_state_dict(file: Path) -> dict[str, Tensor]:
+    """Reads the state dict of a network that other code has trained: safetensors, or a pickle by torch's reader that
+    takes only tensors and plain containers out of one.
+
+    Names lose the prefix that DataParallel and DDP add.
+
+    Raises:
+        UserError: the file cannot be read, is neither, or holds something else than tensors by name.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check the path.") from error
+    try:
+        found = (
+            tensors_from_bytes(content)
+            if file.suffix == ".safetensors"
+            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
+        )
+    except Exception as error:  # for what is no such file, torch raises nearly every kind of error
+        raise UserError(
+            f"{file} is neither safetensors nor a state dict that torch reads with weights only: save it again with "
+            "torch.save(network.state_dict(), FILE)."
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        what = f"{', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else type(found).__name__
+        raise UserError(
+            f"{file} holds {what}, and not only tensors: save one network's state dict in it, with "
+            "torch.save(network.state_dict(), FILE)."
+        )
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
+
+
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """Reads the weights of a network that others have trained, and returns them with the sha256 of their file.
 

@@ -49,8 +49,8 @@ def whole_process():
 
 
 def test_the_documented_program_runs(tmp_path):
-    """All that docs/python.md shows, as one script: two precisions, an error, a thread, two processes."""
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "python.md").read_text(), re.S)
+    """All that docs/api.md shows, as one script: two precisions, an error, a thread, two processes."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "api.md").read_text(), re.S)
     (tmp_path / "program.py").write_text("\n".join(blocks))
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),

@@ -123,9 +123,9 @@ def test_classes_by_name_or_number(labelled, tmp_path, classes, labels):
         (["--out="], ["--out is empty"]),
         (["--out=no/such/"], ["no folder no"]),
         (["--out=no/such.npz"], ["no folder no"]),
-        (["--out=file/"], ["file is a file"]),
+        (["--out=file/"], ["file, which is a file"]),
         (["--out=full"], ["full, which is not empty (it has cat)"]),
-        (["--out=full/"], ["full/, which is not empty (it has cat)"]),
+        (["--out=full/"], ["full, which is not empty (it has cat)"]),
     ],
 )
 def test_what_cannot_be_drawn_or_written_is_said(labelled, tmp_path, monkeypatch, capfd, argv, words):

@@ -7,10 +7,23 @@ import pytest
 from support.runs import REPOSITORY
 
 PACKAGE = REPOSITORY / "distgan"
-# Each may import those before it, and the leaf modules; verbs may import everything, and nothing imports a verb.
-FOLDERS = ["recipe", "data", "models", "objective", "storage", "parallel", "evaluation", "run"]
+# Each may import those before it, and the leaf modules; verbs may import everything, and nothing imports a verb except
+# `api`, and `synthesize`, which trains.
+FOLDERS = ["recipe", "data", "models", "objective", "storage", "parallel", "evaluation", "run", "applications"]
 LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding"]
-VERBS = ["compare", "doctor", "evaluate", "export", "sample", "train", "where"]  # and data/__main__.py
+VERBS = [
+    "compare",
+    "doctor",
+    "evaluate",
+    "export",
+    "import",
+    "inpaint",
+    "interpolate",
+    "invert",
+    "sample",
+    "synthesize",
+]
+VERBS += ["train", "where"]  # and data/__main__.py
 NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", "cli", *LEAVES]
 
 
@@ -39,7 +52,7 @@ def parts(file: Path) -> set[str]:
 
 def test_every_module_has_its_place():
     modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
-    assert modules == {*FOLDERS, *LEAVES, *VERBS, "cli", "__init__", "__main__"}
+    assert modules == {*FOLDERS, *LEAVES, *VERBS, "api", "cli", "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)

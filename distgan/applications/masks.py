@@ -1,0 +1,111 @@
+"""Masks: which pixels of a picture are hidden."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from distgan import seeding
+from distgan.data.folders import folder
+from distgan.data.given import is_picture
+from distgan.errors import UserError, nearest
+from distgan.recipe import DataConfig
+
+
+def masks(kind: str, names: list[str], *, size: int, seed: int) -> Tensor:
+    """Returns a mask for each picture: bool (N, size, size), True where it is hidden.
+
+    Args:
+        kind: one of `KINDS`; or a picture, or a folder or zip archive of pictures, that are white where pixels are
+            hidden: one for all, or one for each with the name of its picture, whatever the endings.
+        names: names of the pictures.
+        size: height and width, in pixels.
+        seed: seed of what is drawn; the mask of picture i depends only on the seed and i.
+
+    Raises:
+        UserError: there is no such mask, it does not fit, or it hides everything or nothing.
+    """
+    if kind in KINDS:
+        return torch.stack([torch.from_numpy(KINDS[kind](size, seed, i)) for i in range(len(names))])
+    if not Path(kind).exists():
+        hint = nearest(kind, list(KINDS))
+        raise UserError(f'--mask is "{kind}", which is neither a kind of mask nor a file: {hint}')
+    if Path(kind).is_file() and is_picture(Path(kind)):
+        return _read(Path(kind).read_bytes(), kind, size).expand(len(names), -1, -1)
+    found = {Path(record.name).stem: record for record in folder(DataConfig(source="folder", path=kind)).records(1)}
+    missing = [name for name in names if Path(name).stem not in found]
+    if missing:
+        raise UserError(
+            f"--mask is {kind}, which has no mask for {missing[0]}: each picture needs one with its name, or give one "
+            "mask for all."
+        )
+    chosen = [found[Path(name).stem] for name in names]
+    return torch.stack([_read(record.content, record.name, size) for record in chosen])
+
+
+def _read(content: bytes | np.ndarray, name: str, size: int) -> Tensor:
+    assert isinstance(content, bytes)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            hidden = np.array(image.convert("L")) >= 128
+    except Exception as error:  # for damage, Pillow raises nearly every kind of error
+        raise UserError(f"the mask {name} is not a readable picture: repair or remove it.") from error
+    if hidden.shape != (size, size):
+        height, width = hidden.shape
+        raise UserError(f"the mask {name} is {width}x{height}, but the pictures are {size}x{size}: resize it.")
+    if hidden.all() or not hidden.any():
+        what = "everything" if hidden.all() else "nothing"
+        raise UserError(f"the mask {name} hides {what}: make white what is to be repaired, and black the rest.")
+    return torch.from_numpy(hidden)
+
+
+def _center(size: int, seed: int, i: int) -> np.ndarray:
+    """Hides the central square of half the side, a quarter of the area."""
+    hidden = np.zeros((size, size), dtype=bool)
+    hidden[size // 4 : size // 4 + size // 2, size // 4 : size // 4 + size // 2] = True
+    return hidden
+
+
+def _left(size: int, seed: int, i: int) -> np.ndarray:
+    """Hides the left half."""
+    hidden = np.zeros((size, size), dtype=bool)
+    hidden[:, : size // 2] = True
+    return hidden
+
+
+def _random(size: int, seed: int, i: int) -> np.ndarray:
+    """Hides each pixel with probability 1/2."""
+    return seeding.generator(seed, "mask", i).random((size, size)) < 0.5
+
+
+def _grid(size: int, seed: int, i: int) -> np.ndarray:
+    """Hides all pixels but every second of every second row."""
+    hidden = np.ones((size, size), dtype=bool)
+    hidden[::2, ::2] = False
+    return hidden
+
+
+def _scratch(size: int, seed: int, i: int) -> np.ndarray:
+    """Hides three lines from edge to edge, as wide as a sixteenth of the side."""
+    rng = seeding.generator(seed, "mask", i)
+    image = Image.new("L", (size, size))
+    draw = ImageDraw.Draw(image)
+    for _ in range(3):
+        (a, b), across = rng.random(2) * size, rng.random() < 0.5
+        ends = [(0, a), (size, b)] if across else [(a, 0), (b, size)]
+        draw.line(ends, fill=255, width=max(1, size // 16))
+    return np.array(image) > 0
+
+
+KINDS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "center": _center,
+    "random": _random,
+    "left": _left,
+    "grid": _grid,
+    "scratch": _scratch,
+}
+"""Masks that are made: (size, seed, number of the picture) -> bool (size, size)."""

@@ -1,0 +1,72 @@
+"""Reads the pictures that somebody gives to a trained generator, which must have the size of its images."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from distgan.data.decode import DeepError, UndecodableError, extent, picture
+from distgan.data.depth import Scale, scale_of
+from distgan.data.folders import folder
+from distgan.data.records import Record, contents
+from distgan.data.store import refuse_another_shape
+from distgan.errors import UserError
+from distgan.recipe import DataConfig
+
+
+def given(path: str, *, size: int, channels: int, fit: bool, num: int | None = None) -> tuple[list[str], Tensor]:
+    """Reads a picture, or the pictures of a folder or zip archive, in the order of their names.
+
+    Args:
+        path: the picture, folder or archive.
+        size: height and width of the generator's images, in pixels.
+        channels: their channels, 1 or 3.
+        fit: whether pictures of another size or number of channels are cropped, resized and converted.
+        num: the most pictures to read.
+
+    Returns:
+        Names of the pictures, and their pixels, uint8 (N, channels, size, size).
+
+    Raises:
+        UserError: there is no picture, one cannot be decoded, or one has another size or number of channels and `fit`
+            is false.
+    """
+    records = list(itertools.islice(_records(path), num))
+    if not fit:
+        for record in records:
+            refuse_another_shape(record, size=size, channels=channels, hint="add --fit to crop and resize the pictures")
+    try:
+        pixels = [_decoded(record, size, channels, None) for record in records]
+    except DeepError:  # one scale for all of them, as in training images
+        extents = ((record.name, extent(record.content)) for record in records)
+        scale = scale_of([(name, values) for name, values in extents if values is not None])
+        pixels = [_decoded(record, size, channels, scale) for record in records]
+    return [record.name for record in records], torch.stack(pixels)
+
+
+def _records(path: str) -> Iterator[Record]:
+    file = Path(path)
+    if not file.exists():
+        raise UserError(f"{path} does not exist: give a picture, or a folder or zip archive of pictures.")
+    if file.is_file() and is_picture(file):
+        return iter([Record(str(file), contents(file), None)])
+    return folder(DataConfig(source="folder", path=path)).records(1)
+
+
+def is_picture(file: Path) -> bool:
+    """Tells whether a file is a picture that Pillow knows."""
+    try:
+        with Image.open(file):
+            return True
+    except Exception:  # for what is not a picture, Pillow raises nearly every kind of error
+        return False
+
+
+def _decoded(record: Record, size: int, channels: int, scale: Scale | None) -> Tensor:
+    try:
+        return picture(record.content, size=size, channels=channels, scale=scale)
+    except UndecodableError as error:
+        raise UserError(f"{record.name} {error}: repair or remove it.") from error
