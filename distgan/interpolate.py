@@ -12,6 +12,7 @@ from distgan.applications.classes import labels_in
 from distgan.applications.walks import walk
 from distgan.errors import UserError
 from distgan.models import Generator
+from distgan.parallel import launch
 from distgan.storage import latents
 from distgan.storage.exported import load_generator
 from distgan.storage.latents import Latents
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--steps is {arguments.steps}, but must be at least 1.")
     if arguments.fps < 1:
         raise UserError(f"--fps is {arguments.fps}, but must be at least 1.")
+    if launch.launched_ranks()[0] != 0:  # so little work is not shared
+        return
     generator = load_generator(arguments.run)
     stations = _stations(arguments, generator)
     z, y = walk(stations, arguments.steps, classes=len(generator.class_counts))

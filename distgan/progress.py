@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,9 +19,11 @@ def shown(items: Iterable[T], what: str, count: int, *, each: int = 1, unit: str
     if console.is_terminal:
         yield from track(items, what, count, console=console, transient=True)
         return
-    told = time.monotonic()
+    started = told = time.monotonic()
     for i, item in enumerate(items):
-        if time.monotonic() - told > _TELL_EVERY:
-            told = time.monotonic()
-            console.print(f"{what}: {i * each:,} of {count * each:,} {unit}", soft_wrap=True, markup=False)
+        now = time.monotonic()
+        if now - told > _TELL_EVERY:
+            told = now
+            left = timedelta(seconds=round((now - started) * (count - i) / i)) if i else "?"
+            console.print(f"{what}: {i * each:,} of {count * each:,} {unit}, {left} left", soft_wrap=True, markup=False)
         yield item

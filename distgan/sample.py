@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from distgan import files, paths, pictures
 from distgan.applications.classes import in_file_names, labels_in
 from distgan.errors import UserError
 from distgan.models import CHUNK, Generator
+from distgan.parallel.ranks import together
 from distgan.progress import shown
 from distgan.storage import latents
 from distgan.storage.exported import load_generator
@@ -25,7 +27,7 @@ _FORMS = "must end in .png (one picture of all images), .npz (an array) or / (a 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7]`.
+    """Collective: `distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7]`.
 
     Raises:
         UserError: there is no generator or no such class, or the images cannot be written.
@@ -60,26 +62,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         drawn = _of_latents(generator, latents.read(arguments.latents, generator))
     else:
         drawn = _of_seed(generator, arguments.classes, arguments.num, arguments.seed)
-    generator.to("cuda" if torch.cuda.is_available() else "cpu")
-    with files.written("--out", out):
-        write(drawn, out)
-    print(arguments.out)
+    with together({"seed": arguments.seed, "images": drawn.total}) as ranks:
+        generator.to(ranks.accelerator.device)
+        shared = ranks.in_order(len(drawn.parts), lambda number: drawn.draw(drawn.parts[number]))
+        if ranks.rank == 0:
+            with files.written("--out", out):
+                write(drawn, shown(shared, "drawing", len(drawn.parts), each=min(CHUNK, drawn.total)), out)
+            print(arguments.out)
+        else:
+            for _ in shared:
+                pass
+
+
+_Images = tuple[Tensor, list[int]]
+"""Images, uint8 (n, C, H, W), at most CHUNK, and their labels: an empty list if there are none."""
 
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The images to draw, uint8 (n, C, H, W), at most CHUNK at a time, and their labels: an empty list if none."""
+    """The images to draw, in parts of at most CHUNK."""
 
-    chunks: Iterator[tuple[Tensor, list[int]]]
+    parts: Sequence[Any]
+    draw: Callable[[Any], _Images]
+    """Draws one of the parts."""
     total: int
     """The number of images."""
     columns: int | None
     """Images in a row of a picture of them all; None for about the square root of their number."""
     class_names: Sequence[str]
-
-    def shown(self) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yields the images and shows progress."""
-        return shown(self.chunks, "drawing", -(-self.total // CHUNK), each=min(CHUNK, self.total))
 
 
 def _of_seed(generator: Generator, asked_classes: str | None, asked_num: int | None, seed: int) -> _Drawn:
@@ -89,29 +99,31 @@ def _of_seed(generator: Generator, asked_classes: str | None, asked_num: int | N
     if num < 1:
         raise UserError(f"the number of samples is {num}, but must be at least 1.")
 
-    def chunks() -> Iterator[tuple[Tensor, list[int]]]:
-        for label in asked:
-            for first in range(0, num, CHUNK):
-                count = min(CHUNK, num - first)
-                labels = generator.labels(first, seed=seed, label=label)
-                images = generator.draw(first, seed=seed, label=label)
-                yield images[:count], labels[:count].tolist() if labels is not None else []
+    def draw(part: tuple[int | None, int]) -> _Images:
+        label, first = part
+        count = min(CHUNK, num - first)
+        labels = generator.labels(first, seed=seed, label=label)
+        images = generator.draw(first, seed=seed, label=label)
+        return images[:count], labels[:count].tolist() if labels is not None else []
 
+    parts = [(label, first) for label in asked for first in range(0, num, CHUNK)]
     columns = num if asked_classes is not None else None
-    return _Drawn(chunks(), num * len(asked), columns, generator.class_names)
+    return _Drawn(parts, draw, num * len(asked), columns, generator.class_names)
 
 
 def _of_latents(generator: Generator, given: Latents) -> _Drawn:
-    def chunks() -> Iterator[tuple[Tensor, list[int]]]:
-        for first in range(0, len(given), CHUNK):
-            rows = slice(first, first + CHUNK)
-            y = given.y[rows] if given.y is not None else None
-            yield generator.decode(given.z[rows], y), y.tolist() if y is not None else []
+    def draw(first: int) -> _Images:
+        rows = slice(first, first + CHUNK)
+        y = given.y[rows] if given.y is not None else None
+        return generator.decode(given.z[rows], y), y.tolist() if y is not None else []
 
-    return _Drawn(chunks(), len(given), None, generator.class_names)
+    return _Drawn(range(0, len(given), CHUNK), draw, len(given), None, generator.class_names)
 
 
-def _form(given: str) -> Callable[[_Drawn, Path], None]:
+_Write = Callable[[_Drawn, Iterator[_Images], Path], None]
+
+
+def _form(given: str) -> _Write:
     """Returns the function that writes the form that `--out` asks for.
 
     Raises:
@@ -129,14 +141,14 @@ def _form(given: str) -> Callable[[_Drawn, Path], None]:
     return form
 
 
-def _grid(drawn: _Drawn, out: Path) -> None:
-    images = torch.cat([images for images, _ in drawn.shown()])
+def _grid(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
+    images = torch.cat([images for images, _ in chunks])
     picture = pictures.grid(images, columns=drawn.columns)
     with files.whole(out) as partial:
         picture.save(partial, "PNG")
 
 
-def _folder(drawn: _Drawn, out: Path) -> None:
+def _folder(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
     """Writes 000000.png, 000001.png, ...; with labels 000000-CLASS.png. After an error, none is left."""
     made = not out.exists()
     out.mkdir(exist_ok=True)
@@ -144,7 +156,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
     names = in_file_names(drawn.class_names)
     written = 0
     try:
-        for images, labels in drawn.shown():
+        for images, labels in chunks:
             for i, image in enumerate(images):
                 of = f"-{names[labels[i]] if names else labels[i]}" if labels else ""
                 Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(out / f"{written:0{digits}}{of}.png")
@@ -157,7 +169,7 @@ def _folder(drawn: _Drawn, out: Path) -> None:
         raise
 
 
-def _array(drawn: _Drawn, out: Path) -> None:
+def _array(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
     """Writes an .npz file, a chunk at a time: arr_0 is uint8 (N, H, W, 3); with labels, arr_1 is int64 (N,).
 
     The evaluator of guided-diffusion (Dhariwal and Nichol 2021) reads this layout; it needs three channels.
@@ -165,7 +177,7 @@ def _array(drawn: _Drawn, out: Path) -> None:
     labels: list[int] = []
     with files.whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
-            for i, (images, some) in enumerate(drawn.shown()):
+            for i, (images, some) in enumerate(chunks):
                 array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
                 if i == 0:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (drawn.total, *array.shape[1:])}

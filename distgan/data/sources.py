@@ -100,8 +100,8 @@ def _hub(data: DataConfig) -> Source:
     name = data.id or data.path
     if name is None:
         raise UserError(
-            "data.source is hub, but neither data.id nor data.path is set: give a data set's id, such as owner/name, or "
-            "a local copy of its parquet files."
+            "data.source is hub, but neither data.id nor data.path is set: give a data set's id, such as owner/name, "
+            "or a local copy of its parquet files."
         )
     return hub_or_copy(data, name, channels=3)
 

@@ -281,6 +281,25 @@ class Ranks:
         dist.gather_object(rows, parts, dst=0, group=self._group)
         return torch.cat(parts) if parts is not None else rows[:0]
 
+    def in_order(self, count: int, work: Callable[[int], T]) -> Iterator[T]:
+        """Collective: shares pieces of work among the ranks; yields their results in order on rank zero only.
+
+        All ranks must go through the whole iterator. At most one result of each rank is in memory at once.
+
+        Args:
+            count: the number of pieces.
+            work: the number of a piece -> its result.
+        """
+        for first in range(0, count, self.world):
+            mine = first + self.rank
+            result = work(mine) if mine < count else None
+            self.alive()
+            parts: list[Any] = [result] if self.world == 1 else [None] * self.world
+            if self.world > 1:
+                dist.gather_object(result, parts if self.rank == 0 else None, dst=0, group=self._group)
+            if self.rank == 0:
+                yield from parts[: count - first]
+
     def alive(self) -> None:
         """Tells the watchdog that this rank has come further within a step."""
         if self.watchdog is not None:

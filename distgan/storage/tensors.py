@@ -1,4 +1,6 @@
-"""Reads and writes files of tensors: safetensors only, except one pickle, from which only tensors are read."""
+"""Reads and writes files of tensors: safetensors. Of pickles only tensors are read, from InceptionV3's published file and
+from state dicts that a user gives to be imported.
+"""
 
 import hashlib
 import io

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import complaint
+from support.programs import launch
 
 from distgan import cli, load_generator
 from distgan.data import sources
@@ -61,6 +62,22 @@ def test_every_form_holds_the_images_that_the_generator_samples(plain, tmp_path,
     grid = np.array(Image.open(tmp_path / "grid.PNG"))
     assert np.array_equal(grid if num == 1 else grid[2:34, 2:34], expected[0])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["grid.PNG", "images.npz", "pictures"]
+
+
+def test_two_processes_draw_what_one_draws(labelled, tmp_path):
+    for world in (1, 2):
+        for form in ("p/", "a.npz", "g.png"):
+            (tmp_path / str(world)).mkdir(exist_ok=True)
+            argv = [str(labelled), "--num=150", "--classes=cat,big", f"--out={tmp_path}/{world}/{form}"]
+            assert launch(argv, verb="sample", world=world) == [0] * world
+    one, two = (
+        {file.relative_to(tmp_path / world): file.read_bytes() for file in (tmp_path / world).rglob("*.png")}
+        for world in ("1", "2")
+    )
+    assert one == two
+    assert len(one) == 301
+    arrays = [np.load(tmp_path / world / "a.npz") for world in ("1", "2")]
+    assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in ("arr_0", "arr_1"))
 
 
 def test_labels_stand_in_names_and_arrays_and_grey_has_three_channels_there(labelled, tmp_path):
