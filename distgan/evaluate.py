@@ -101,6 +101,8 @@ def _evaluate(
     seed: int,
 ) -> tuple[Report, Weights]:
     """Collective: returns the measurement, and the weights of the extractor that was used."""
+    if weights not in ("averaged", "raw"):
+        raise UserError(f'the weights are "{weights}", but must be averaged or raw.')
     launch.check_launcher()
     with Ranks(timeout=_TIMEOUT) as ranks:
         with ranks.alone():

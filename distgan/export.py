@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--with-discriminator", action="store_true", help="with --to: also write the discriminator, which repairs use"
     )
-    parser.add_argument("--push-to-hub", metavar="ID", help="with --to: also upload it to the hub, as owner/name")
+    parser.add_argument("--push-to-hub", metavar="ID", help="with --to: upload that folder to the hub as owner/name")
     parser.add_argument(
         "--onnx", type=Path, metavar="FILE.onnx", help="write one ONNX file, which runs without distgan"
     )
@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = paths.expand(parser.parse_args(argv), "run", "to", "onnx")
     if arguments.to is None and arguments.onnx is None:
         raise UserError("nothing is to be written: give --to DIR for a folder to share, or --onnx FILE.")
-    if arguments.push_to_hub and arguments.to is None:
-        raise UserError("--push-to-hub uploads the folder of --to: add --to DIR.")
+    needed = {"push_to_hub": "to", "with_discriminator": "to", "floats": "onnx", "overwrite": "onnx"}
+    for option, other in needed.items():
+        if getattr(arguments, option) and getattr(arguments, other) is None:
+            raise UserError(f"--{option.replace('_', '-')} has no meaning without --{other}: add --{other}.")
     if arguments.onnx is not None:
         onnx_file.check_onnx(arguments.onnx, overwrite=arguments.overwrite)
     if arguments.to is not None:
@@ -55,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(arguments.to)
     if arguments.onnx is not None:
         generator = exported.load_generator(arguments.run)
+        of = " in [-1, 1]" if arguments.floats else " of 255"
         difference = onnx_file.write(generator, arguments.onnx, as_floats=arguments.floats)
-        print(f"{arguments.onnx}: differs from torch by at most {difference:.1g} of pixels in [-1, 1]")
+        print(f"{arguments.onnx}: pixels differ from torch's by at most {difference:.1g}{of}")
     if arguments.push_to_hub:
         print(push(arguments.to, arguments.push_to_hub))
 

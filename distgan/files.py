@@ -44,7 +44,10 @@ def check_folder(key: str, folder: Path, *, overwrite: bool = False) -> None:
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     old = [file.name for file in inside if not file.name.startswith(".")]
     if old and not overwrite:
-        raise UserError(f"{key} is {folder}, which is not empty (it has {old[0]}): choose a new or empty folder.")
+        raise UserError(
+            f"{key} is {folder}, which is not empty (it has {old[0]}): choose a new or empty folder, or add "
+            "--overwrite if the command has it."
+        )
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ def written(key: str, place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{key} is {place}, which cannot be written ({error.strerror}): choose another place."
+            f"{key} is {place}, which cannot be written ({error.strerror or error}): choose another place."
         ) from error
 
 
@@ -78,6 +81,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder to write to, which replaces `folder` at the end; after an error nothing is left."""
     place = Path(os.path.realpath(folder))
     partial, old = (place.with_name(f"{place.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
     partial.mkdir()
     try:
         yield partial
@@ -90,6 +94,25 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 old.rename(place)
             raise
         shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def filled(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder to write to, whose files are added to `folder` at the end.
+
+    They replace files of their names. After an error nothing is added.
+    """
+    place = Path(os.path.realpath(folder))
+    partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        place.mkdir(exist_ok=True)
+        for file in sorted(partial.iterdir()):
+            file.replace(place / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     files.check_folder("--out", arguments.out, overwrite=arguments.overwrite)
+    for given_by_user in (arguments.pictures, arguments.mask):
+        _refuse_among(given_by_user, arguments.out)
     if arguments.grid is not None:
         pictures.check(arguments.grid, key="--grid", overwrite=arguments.overwrite)
     check_json(arguments.json)
@@ -41,21 +43,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     repaired = inpaint(found, truth, hidden, steps=arguments.steps, restarts=arguments.restarts, seed=arguments.seed)
     if launch.launched_ranks()[0] != 0:
         return
-    with files.written("--out", arguments.out):
-        arguments.out.mkdir(exist_ok=True)
+    with files.written("--out", arguments.out), files.filled(arguments.out) as partial:
         for file, picture in zip(_file_names(names), repaired.pictures, strict=True):
-            with files.whole(arguments.out / file) as partial:
-                Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy()).save(partial, "PNG")
-    if found.discriminator() is None:
+            Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy()).save(partial / file)
+    if not repaired.with_discriminator:
         print("without a discriminator (a run's folder has one): by the known pixels alone")
-    methods = {"repair": repaired.pictures, **_simpler(found, truth, hidden)}
+    measured = arguments.mask in KINDS or arguments.whole
+    methods = {"repair": repaired.pictures}
+    if measured or arguments.grid is not None:
+        methods |= _simpler(found, truth, hidden)
     if arguments.grid is not None:
         shown = [torch.where(hidden[:, None], 255, truth), *methods.values(), truth]
         rows = torch.cat([row[:_SHOWN] for row in shown])
         pictures.save(pictures.grid(rows, columns=min(_SHOWN, len(truth))), arguments.grid, key="--grid")
         print(f"{arguments.grid}: rows are the holes, {', '.join(methods)}, and the pictures as they were given")
     scores = {}
-    if arguments.mask in KINDS or arguments.whole:
+    if measured:
         scores = _scores(methods, truth, hidden)
         _show(scores)
     print(arguments.out)
@@ -85,10 +88,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--whole",
         action="store_true",
-        help="the pictures are whole below the mask files, so compare the repairs with them (always done if the masks "
-        "are made)",
+        help="the pictures are undamaged, also under the masks: compare the repairs with them (always done with a "
+        "built-in mask)",
     )
     return paths.expand(parser.parse_args(argv), "run", "pictures", "mask", "out", "grid", "json")
+
+
+def _refuse_among(given_by_user: str, out: Path) -> None:
+    """Checks that repairs do not replace what they are made of."""
+    folder = Path(given_by_user)
+    if folder.is_dir() and folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"--out is {out}, which is in {folder}, whose pictures are read: choose a place outside of it.")
 
 
 def _file_names(names: Sequence[str]) -> list[str]:

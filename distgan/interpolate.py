@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     generator = load_generator(arguments.run)
     stations = _stations(arguments, generator)
     z, y = walk(stations, arguments.steps, classes=len(generator.class_counts))
-    generator.to("cuda" if torch.cuda.is_available() else "cpu")
+    generator.to("cpu" if launch.use_cpu() else "cuda")
     images = generator.decode(z, y)
     if arguments.out.suffix.lower() == ".png":
         pictures.save(pictures.grid(images, columns=len(images)), arguments.out)

@@ -12,7 +12,7 @@ from distgan.applications import given
 from distgan.applications.inversion import Inverted, invert
 from distgan.cli import check_json, write_json
 from distgan.errors import UserError
-from distgan.evaluation.neighbours import nearest, training_images
+from distgan.evaluation.neighbours import distance_to_nearest, training_images
 from distgan.parallel import launch
 from distgan.storage import exported, latents
 
@@ -52,9 +52,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="distgan invert", description="Find the latents whose images are nearest to pictures."
     )
     given.add_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("latents.safetensors"), help="file of the latents to write")
+    parser.add_argument("--out", type=Path, default=Path("latents.safetensors"), help="file to write the latents to")
     parser.add_argument(
-        "--grid", type=Path, metavar="FILE.png", help="also write a picture: the pictures above what was found"
+        "--grid", type=Path, metavar="FILE.png", help="also write one picture: yours above, the images found below"
     )
     return paths.expand(parser.parse_args(argv), "run", "pictures", "out", "grid", "json")
 
@@ -62,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _to_training_images(found: exported.Exported, wanted: torch.Tensor) -> tuple[torch.Tensor | None, str]:
     """Returns the distance of each picture to its nearest training image, or None and why."""
     try:
-        return nearest(wanted, training_images(found)).distance, ""
+        return distance_to_nearest(wanted, training_images(found)), ""
     except UserError as error:
         return None, str(error)
 

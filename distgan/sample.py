@@ -19,7 +19,7 @@ from distgan.errors import UserError
 from distgan.models import CHUNK, Generator
 from distgan.parallel.ranks import together
 from distgan.progress import shown
-from distgan.storage import latents
+from distgan.storage import latents, tensors
 from distgan.storage.exported import load_generator
 from distgan.storage.latents import Latents
 
@@ -33,26 +33,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no generator or no such class, or the images cannot be written.
     """
     parser = argparse.ArgumentParser(prog="distgan sample", description="Draw images from a trained generator.")
-    parser.add_argument("run", help="folder of a run, or of an exported generator")
+    parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
     parser.add_argument("--num", type=int, help="number of images (default: 64; with --classes, 8 of each)")
     parser.add_argument(
         "--out",
         default="grid.png",
-        help="FILE.png: one picture of all images. DIR/: a PNG of each. FILE.npz: arr_0, uint8 (N, H, W, 3), of grey "
-        "images too, and arr_1 with the labels, if any. DIR/ and FILE.npz take any number (default: grid.png)",
+        help="FILE.png: one picture of all images. DIR/: a PNG of each. FILE.npz: arr_0, uint8 (N, H, W, 3), also for "
+        "grey images, and arr_1 with the labels, if any. DIR/ and FILE.npz hold any number (default: grid.png)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="image i is a function of seed and i (default: 0)")
+    parser.add_argument("--seed", type=int, help="image i is a function of seed and i (default: 0)")
     parser.add_argument(
         "--classes",
         help="names or numbers of classes, separated by commas, if the generator was trained with labels: --num images "
-        "of each, in a row of the picture each. A word that is a class's name is never read as a number",
+        "of each; FILE.png shows each class in its own row. A word that is a class's name is never read as a number",
     )
     parser.add_argument(
         "--latents", type=Path, metavar="FILE", help="draw the images of these latents, which `distgan invert` wrote"
     )
     arguments = paths.expand(parser.parse_args(argv), "run", "out", "latents")
     if arguments.latents is not None:
-        for name in ("num", "classes"):
+        for name in ("num", "classes", "seed"):
             if getattr(arguments, name) is not None:
                 raise UserError(f"--latents says which images are drawn: leave --{name} or --latents out.")
     out = Path(arguments.out)
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.latents is not None:
         drawn = _of_latents(generator, latents.read(arguments.latents, generator))
     else:
-        drawn = _of_seed(generator, arguments.classes, arguments.num, arguments.seed)
-    with together({"seed": arguments.seed, "images": drawn.total}) as ranks:
+        drawn = _of_seed(generator, arguments.classes, arguments.num, arguments.seed or 0)
+    with together({"generator": tensors.digest(generator), "images": drawn.total, "seed": arguments.seed}) as ranks:
         generator.to(ranks.accelerator.device)
         shared = ranks.in_order(len(drawn.parts), lambda number: drawn.draw(drawn.parts[number]))
         if ranks.rank == 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distgan import files, paths
 from distgan.applications import benefit
-from distgan.applications.benefit import Plan
+from distgan.applications.benefit import SYNTHETIC, Plan
 from distgan.applications.classes import labels_in
 from distgan.applications.synthetic import FORMS, synthesize
 from distgan.cli import check_json, write_json
@@ -57,8 +57,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Write a labelled data set of a generator's images; or measure whether such images help.",
     )
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must be new or empty")
-    parser.add_argument("--per-class", type=int, metavar="N", help="images of each class")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write: new or empty without --overwrite or --benefit"
+    )
+    parser.add_argument("--per-class", type=int, metavar="N", help="images per class (default with --benefit: 1000)")
     parser.add_argument(
         "--count",
         action="append",
@@ -75,14 +77,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--min-confidence",
         type=float,
         metavar="P",
-        help="keep only images that the run's classifier gives at least this probability to be of their class",
+        help="keep an image only if the run's classifier gives its class at least this probability",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images (default: 0)")
     parser.add_argument(
         "--benefit",
         metavar="N,N,...",
         help="instead: for each N, train generators on N real images of each class by the run's recipe, and measure "
-        "the accuracy of classifiers on real and on synthetic images",
+        "on real test images the accuracy of classifiers trained on real and on synthetic images",
     )
     parser.add_argument("--repeats", type=int, default=5, help="with --benefit: repetitions of each N (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier synthetic data set")
@@ -109,7 +111,11 @@ def _counts(given: Sequence[str], generator: Generator) -> dict[str | int, int]:
 def _measure(arguments: argparse.Namespace, found: exported.Exported) -> None:
     """Collective: measures whether synthetic images help, and prints a table."""
     if found.recipe is None:
-        raise UserError(f"{arguments.run} has no recipe beside it, by which generators could be trained: give a run.")
+        raise UserError(f"{arguments.run} has no recipe, but --benefit needs one to train: give the folder of a run.")
+    ignored = {"count": None, "min_confidence": None, "seed": 0, "form": FORMS[0], "overwrite": False}
+    for name, default in ignored.items():
+        if getattr(arguments, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} has no meaning with --benefit: leave one of them out.")
     words = arguments.benefit.split(",")
     if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
         raise UserError(
@@ -119,11 +125,13 @@ def _measure(arguments: argparse.Namespace, found: exported.Exported) -> None:
         raise UserError(f"--repeats is {arguments.repeats}, but must be at least 1.")
     if arguments.per_class is not None and arguments.per_class < 1:
         raise UserError(f"--per-class is {arguments.per_class}, but must be at least 1.")
-    synthetic = arguments.per_class or Plan(counts=()).synthetic
-    plan = Plan(counts=[int(word) for word in words], seeds=arguments.repeats, synthetic=synthetic)
+    counts, synthetic = [int(word) for word in words], arguments.per_class or SYNTHETIC
+    plan = Plan(counts=counts, seeds=arguments.repeats, synthetic=synthetic)
     files.check_folder("--out", arguments.out, overwrite=True)  # what is done there is not done again
     accuracies = benefit.benefit(found.recipe, plan, arguments.out, train)
     if launch.launched_ranks()[0] == 0:
+        if sum(len(next(iter(by_arm.values()))) for by_arm in accuracies.values()) < len(counts) * arguments.repeats:
+            print("stopped before all was measured: the same command goes on")
         _show(accuracies)
         if arguments.json is not None:
             write_json(arguments.json, {"accuracies": accuracies, "synthetic_per_class": synthetic})

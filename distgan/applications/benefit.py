@@ -3,7 +3,7 @@
 The classification accuracy score (Ravuri and Vinyals 2019) is the accuracy on real test images of a classifier that saw
 only synthetic ones. Beside it stand classifiers that saw n real images of each class, with and without classical
 augmentation, and real and synthetic ones together. The generator itself is trained on the same n real images of each
-class, since somebody with scarce data has no others. Every classifier makes the same number of updates.
+class, since somebody with scarce data has no others. Every classifier makes the same number of updates, on the CPU.
 """
 
 import dataclasses
@@ -11,21 +11,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from scipy.stats import t
 from torch import Tensor
 
-from distgan import data, files, seeding
+from distgan import data, files, recipe, seeding
+from distgan.applications.search import digest
 from distgan.applications.synthetic import Images, synthesize, write
 from distgan.errors import UserError
 from distgan.evaluation import classifier
 from distgan.evaluation.extractors import Classifier
 from distgan.parallel.ranks import Ranks, together
 from distgan.progress import shown
-from distgan.recipe import Config, DataConfig
+from distgan.recipe import Config, DataConfig, RunConfig
+from distgan.storage import exported
+
+T = TypeVar("T")
 
 ARMS = {
     "real": "real images",
@@ -34,6 +38,9 @@ ARMS = {
     "synthetic, augmented": "synthetic images alone, with classical augmentation",
 }
 """What the classifiers see."""
+
+SYNTHETIC = 1000
+"""Synthetic images of each class, if unset."""
 
 _BATCH = 128
 _STEPS = 600  # updates of each classifier
@@ -48,7 +55,7 @@ class Plan:
     """Numbers of real images of each class."""
     seeds: int = 5
     """Repetitions of each, with other real images, another generator and other starting weights."""
-    synthetic: int = 1000
+    synthetic: int = SYNTHETIC
     """Synthetic images of each class."""
 
 
@@ -72,11 +79,13 @@ def benefit(config: Config, plan: Plan, out: Path, train: Callable[[Config], Non
     images = data.load(config.data)
     test = data.load(data.test_split(config.data), like=config.data)
     if images.labels is None or images.classes is None or test.labels is None:
-        raise UserError(f"{config.data.source} has no labels, and only a classifier can tell whether images help.")
+        raise UserError(f"{config.data.source} has no labels, but --benefit needs them: give a run on labelled images.")
+    if len(set(plan.counts)) < len(plan.counts):
+        raise UserError(f"--benefit is {','.join(map(str, plan.counts))}, which has a number twice: give each once.")
     least = int(torch.bincount(images.labels[images.labels >= 0], minlength=len(images.classes)).min())
     if max(plan.counts) > least:
         raise UserError(
-            f"--benefit has {max(plan.counts)}, but a class has only {least} images: choose at most so many."
+            f"--benefit has {max(plan.counts)}, but a class has only {least} images: choose at most {least}."
         )
     fewest = min(plan.counts) * len(images.classes)
     if fewest < config.train.batch_size:
@@ -84,18 +93,47 @@ def benefit(config: Config, plan: Plan, out: Path, train: Callable[[Config], Non
             f"train.batch_size is {config.train.batch_size}, but {min(plan.counts)} images of each of "
             f"{len(images.classes)} classes are only {fewest}: choose more images, or a recipe with a smaller batch."
         )
-    out.mkdir(exist_ok=True)
+    _refuse_another_plan(config, plan, out)
     found: dict[str, Any] = {}
     for count in plan.counts:
         for seed in range(plan.seeds):
-            place = out / f"n{count}-seed{seed}"
-            result = place / "accuracies.json"
-            if not result.exists():
-                place.mkdir(exist_ok=True)
-                _one(config, plan, place, images, test, count, seed, train)
-            for arm, value in json.loads(result.read_text()).items():
+            accuracies = _one(config, plan, out / f"n{count}-seed{seed}", images, test, count, seed, train)
+            if accuracies is None:  # a signal stopped the training
+                return found
+            for arm, value in accuracies.items():
                 found.setdefault(str(count), {}).setdefault(arm, []).append(value)
     return found
+
+
+def _on_rank_zero(action: Callable[[], T]) -> T:
+    """Collective: returns on every rank what an action returns on rank zero, which alone looks at the folder."""
+    with together({}) as ranks:
+        return ranks.on_rank_zero(action)
+
+
+def _read(file: Path) -> dict[str, float] | None:
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _refuse_another_plan(config: Config, plan: Plan, out: Path) -> None:
+    """Writes down what is measured in a folder, so that results of two different measurements never mix.
+
+    More numbers of images and more repetitions of the same measurement are welcome.
+
+    Raises:
+        UserError: the folder has results of another recipe, or of another number of synthetic images.
+    """
+    of_run = {**recipe.as_dict(config), "run": None, "track": None, "checkpoint": None, "eval": None}
+    described = json.loads(json.dumps({"recipe": of_run, "synthetic": plan.synthetic}))
+    file = out / "plan.json"
+    if not file.exists():
+        out.mkdir(exist_ok=True)
+        files.replace(file, json.dumps(described, indent=1).encode())
+    elif json.loads(file.read_text()) != described:
+        raise UserError(
+            f"--out is {out}, which has results of another recipe or of another number of synthetic images: choose "
+            "another folder."
+        )
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -115,15 +153,21 @@ def _one(
     count: int,
     seed: int,
     train: Callable[[Config], None],
-) -> None:
-    """Collective: measures all arms for `count` real images of each class, and writes their accuracies."""
+) -> dict[str, float] | None:
+    """Collective: returns the accuracies of all arms for `count` real images of each class, and keeps them in a file.
+
+    What is done already is read. None if the training was stopped; then the same call goes on with it.
+    """
+    done = _on_rank_zero(lambda: _read(place / "accuracies.json"))
+    if done is not None:
+        return done
     assert images.labels is not None and images.classes is not None and test.labels is not None
     chosen = _subset(images.labels, len(images.classes), count, seed)
     pixels, labels = images.pixels[chosen], images.labels[chosen]
 
     # A generator of these images only.
-    with together({"subset": chosen.tolist()}) as ranks:
-        ranks.on_rank_zero(lambda: _write_real(place / "real", pixels, labels, images.classes or ()))
+    classes = images.classes
+    _on_rank_zero(lambda: _write_real(place / "real", pixels, labels, classes))
     channels: Any = images.channels
     only = DataConfig(
         source="hub",
@@ -133,18 +177,27 @@ def _one(
         flip=config.data.flip,
         cache=str(place / "cache"),
     )
-    run = dataclasses.replace(config.run, dir=str(place / "run"), seed=seed)
-    conditional = dataclasses.replace(config.model, conditional=True)
-    unmeasured = dataclasses.replace(config.eval, every=None)
-    train(dataclasses.replace(config, run=run, data=only, model=conditional, eval=unmeasured))
-    if not (place / "synthetic").exists():
+    alone = dataclasses.replace(
+        config,
+        run=RunConfig(dir=str(place / "run"), seed=seed, timeout=config.run.timeout),
+        data=only,
+        model=dataclasses.replace(config.model, conditional=True),
+        train=dataclasses.replace(config.train, init_from=None),  # other weights would have seen other images
+        track=dataclasses.replace(config.track, to="none"),
+        guard=dataclasses.replace(config.guard, on_trouble="warn"),
+        eval=dataclasses.replace(config.eval, every=None),
+    )
+    train(alone)
+    if _on_rank_zero(lambda: exported.find(str(place / "run")).step) < alone.train.steps:
+        return None
+    if not _on_rank_zero((place / "synthetic").exists):
         synthesize(place / "run", place / "synthetic", per_class=plan.synthetic, seed=seed)
     drawn = data.load(dataclasses.replace(only, path=str(place / "synthetic"), flip=False))
     assert drawn.labels is not None
 
     # The classifiers, which the ranks share among themselves.
     sets = {"real": (pixels, labels), "synthetic": (drawn.pixels, drawn.labels)}
-    with together({"subset": chosen.tolist()}) as ranks:
+    with together({"real": digest(pixels), "synthetic": digest(drawn.pixels)}) as ranks:
         mine = list(ARMS)[ranks.rank :: ranks.world]
         what = f"{count} images of each class, seed {seed}"
         accuracies = {
@@ -155,6 +208,7 @@ def _one(
         ordered = {arm: every[arm] for arm in ARMS}
         content = json.dumps(ordered, indent=1).encode()
         ranks.on_rank_zero(lambda: files.replace(place / "accuracies.json", content))
+    return ordered
 
 
 def _subset(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
@@ -166,6 +220,7 @@ def _subset(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
 
 def _write_real(folder: Path, pixels: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
         with files.whole_folder(folder) as partial, write(partial, classes, form="parquet") as add:
             for label in range(len(classes)):
                 add(Images(pixels[labels == label], label))
@@ -197,7 +252,8 @@ def _accuracy(
 
     network = Classifier(image_size=test.pixels.shape[-1], channels=test.pixels.shape[1], classes=classes)
     classifier.fit(network, batch, steps=_STEPS, seed=seed)
-    return classifier.accuracy(network, test.pixels, test.labels)
+    labelled = test.labels >= 0
+    return classifier.accuracy(network, test.pixels[labelled], test.labels[labelled])
 
 
 def _augmented(pixels: Tensor, seed: int, step: int, *, mirror: bool) -> Tensor:

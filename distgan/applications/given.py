@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
     parser.add_argument(
         "pictures",
-        help="a picture, a folder or zip archive of pictures, or train or test: images of the data set that the "
-        "generator was trained on",
+        help="a picture, a folder or zip archive of pictures, or train or test: images of that split of the "
+        "generator's data set (./train means a folder)",
     )
     parser.add_argument(
         "--num", type=int, help=f"use the first NUM pictures (default: all; of train or test, {_OF_A_SPLIT})"
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--restarts",
         type=int,
         default=4,
-        help="starts of each picture; the best goes on after a fifth of the steps (default: 4)",
+        help="starting points per picture; after a fifth of the steps only the best goes on (default: 4)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the samples where searches begin (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of starting points and random masks (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
 
@@ -45,7 +45,7 @@ def pictures(what: str, found: Exported, *, fit: bool, num: int | None) -> tuple
     """
     if num is not None and num < 1:
         raise UserError(f"--num is {num}, but must be at least 1.")
-    if what in ("train", "test") and not Path(what).exists():
+    if what in ("train", "test"):
         if found.recipe is None:
             raise UserError(
                 f"PICTURES is {what}, but there is no recipe beside the generator, so its data set is not known: give "
@@ -55,4 +55,6 @@ def pictures(what: str, found: Exported, *, fit: bool, num: int | None) -> tuple
         images = data.load(of_split, like=found.recipe.data)
         chosen = range(min(num or _OF_A_SPLIT, len(images.pixels)))
         return [f"{what}-{i:05d}" for i in chosen], images.pixels[torch.tensor(chosen)]
-    return data.given(what, size=found.spec.image_size, channels=found.spec.channels, fit=fit, num=num)
+    like = found.recipe.data if found.recipe is not None else None
+    size, channels = found.spec.image_size, found.spec.channels
+    return data.given(what, size=size, channels=channels, fit=fit, num=num, like=like)

@@ -33,6 +33,8 @@ def import_networks(generator: Path, discriminator: Path | None, to: Path) -> Im
     found = dcgan.sizes(weights)
     if found is None or "latent_dim" not in found or found["image_size"] not in _SIZES:
         raise UserError(_refusal(generator, "generator", weights))
+    if found["channels"] not in (1, 3):
+        raise UserError(f"{generator} draws {found['channels']} channels, but distgan knows 1 or 3: give another.")
     spec = ImageSpec(image_size=found["image_size"], channels=found["channels"])
     judge = tensors.read_state_dict(discriminator) if discriminator is not None else None
     judged = dcgan.sizes(judge) if judge is not None else None
@@ -86,14 +88,14 @@ def _refusal(file: Path, kind: str, state: Mapping[str, Tensor], expected: Mappi
         }[kind]
         has = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list(state.items())[:4]) or "nothing"
         return (
-            f"{file} is not a {kind} of the textbook's DCGAN, which has {wide} at 64x64, and one stage fewer or more "
-            f"at 32, 128 or 256: it has {has}, ..."
+            f"{file} is not a {kind} of the textbook's DCGAN: give a file with {wide} at 64x64, one stage fewer at "
+            f"32, one more at 128 or two more at 256. This file begins with {has}."
         )
     other = [name for name in expected if name not in state or state[name].shape != expected[name].shape]
     other += [name for name in state if name not in expected]
     name = other[0]
-    shapes = [tuple(one[name].shape) if name in one else "not there" for one in (state, expected)]
+    shapes = [tuple(one[name].shape) if name in one else "absent" for one in (state, expected)]
     return (
-        f"{file} is not a {kind} of the textbook's DCGAN: {name} is {shapes[0]}, but must be {shapes[1]} beside its "
-        "other layers."
+        f"{file} is not a {kind} of the textbook's DCGAN: {name} is {shapes[0]}, but the other layers require it to be "
+        f"{shapes[1]}: give the state dict of an unchanged network."
     )

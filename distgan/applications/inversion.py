@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.applications.search import Loss, Settings, Wanted, check, digest, opened, scaled, search
+from distgan.applications.search import Loss, Settings, Wanted, check, on_device, opened, scaled, search
 from distgan.models import Discriminator, eval_mode, frozen, to_bytes
 from distgan.parallel.ranks import together
 from distgan.storage.exported import Exported
@@ -50,18 +50,14 @@ def invert(
     Raises:
         UserError: there is no generator, or the pictures or numbers do not fit.
     """
-    found = opened(run)
+    found, pictures = opened(run), pictures.cpu()
     check(pictures, found.spec, steps=steps, restarts=restarts)
-    discriminator = found.discriminator()
-    described = {"generator": found.step, "pictures": digest(pictures), "search": [steps, restarts, seed]}
-    with together(described) as ranks:
-        generator = found.generator.to(ranks.accelerator.device)
-        if discriminator is not None:
-            discriminator.to(ranks.accelerator.device)
+    generator, discriminator = found.generator, found.discriminator()
+    settings = Settings(steps=steps, restarts=restarts, seed=seed)
+    described = settings.described(generator, discriminator, pictures)
+    with together(described) as ranks, on_device(ranks, generator, discriminator):
         wanted = Wanted(scaled(pictures), torch.ones(len(pictures), 1, *pictures.shape[2:]))
-        settings = Settings(steps=steps, restarts=restarts, seed=seed)
         result = search(generator, wanted, _loss(discriminator), settings, ranks, what="inverting")
-        generator.cpu()
     images = to_bytes(result.images)
     distance = (scaled(images) - scaled(pictures)).square().mean((1, 2, 3)).sqrt()
     return Inverted(result.latents, images, distance)

@@ -10,10 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from distgan import seeding
-from distgan.data.folders import folder
-from distgan.data.given import is_picture
+from distgan.data.given import is_picture, records_in
 from distgan.errors import UserError, nearest
-from distgan.recipe import DataConfig
 
 
 def masks(kind: str, names: list[str], *, size: int, seed: int) -> Tensor:
@@ -36,7 +34,12 @@ def masks(kind: str, names: list[str], *, size: int, seed: int) -> Tensor:
         raise UserError(f'--mask is "{kind}", which is neither a kind of mask nor a file: {hint}')
     if Path(kind).is_file() and is_picture(Path(kind)):
         return _read(Path(kind).read_bytes(), kind, size).expand(len(names), -1, -1)
-    found = {Path(record.name).stem: record for record in folder(DataConfig(source="folder", path=kind)).records(1)}
+    records = list(records_in("--mask", kind))
+    found = {Path(record.name).stem: record for record in records}
+    if len(found) < len(records):
+        stems = [Path(record.name).stem for record in records]
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"--mask is {kind}, which has several masks named {twice}: give each a name of its own.")
     missing = [name for name in names if Path(name).stem not in found]
     if missing:
         raise UserError(

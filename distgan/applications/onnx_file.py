@@ -14,7 +14,6 @@ from distgan import files
 from distgan.errors import UserError
 from distgan.models import Generator
 
-_TOLERANCE = 1e-4  # largest difference between onnxruntime's and torch's images in [-1, 1]
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -40,10 +39,11 @@ def write(generator: Generator, file: Path, *, as_floats: bool = False) -> float
     spectral norm is folded into the weights.
 
     Returns:
-        The largest difference of pixels in [-1, 1] from torch's.
+        The largest difference of pixels from torch's: in [-1, 1] with `as_floats`, otherwise of 255.
 
     Raises:
-        UserError: the file cannot be written, or its images differ from torch's by more than 1e-4.
+        UserError: the file cannot be written, or its images differ from torch's: as floats by more than 1e-4, as uint8
+            by more than 1.
     """
     network = _folded(generator)
     inputs = _inputs(generator, 2)
@@ -51,16 +51,14 @@ def write(generator: Generator, file: Path, *, as_floats: bool = False) -> float
     with files.written("--onnx", file), files.whole(file) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        floats = _exported(_Floats(network), inputs, batch)
-        floats.save(partial, external_data=False)
-        difference = _difference(partial, generator)
-        if difference > _TOLERANCE:
-            raise UserError(
-                f"{file} was not written, because its images would differ by {difference:.2g} from torch's: update "
-                "onnx, onnxscript and onnxruntime, or report this."
-            )
-        if not as_floats:
-            _exported(_Bytes(network), inputs, batch).save(partial, external_data=False)
+        for form in [_Floats] if as_floats else [_Floats, _Bytes]:
+            _exported(form(network), inputs, batch).save(partial, external_data=False)
+            difference = _difference(partial, generator, form)
+            if difference > _TOLERANCE[form]:
+                raise UserError(
+                    f"{file} was not written, because its images would differ by {difference:.2g} from torch's: update "
+                    "onnx, onnxscript and onnxruntime, or report this."
+                )
     return difference
 
 
@@ -77,6 +75,10 @@ class _Bytes(_Floats):
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         images = self.network(latents, labels)
         return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+_TOLERANCE: dict[type[_Floats], float] = {_Floats: 1e-4, _Bytes: 1}
+"""The largest difference from torch's images that a file may have."""
 
 
 def _folded(generator: Generator) -> Generator:
@@ -112,16 +114,16 @@ def _exported(network: nn.Module, inputs: tuple[Tensor, ...], batch: torch.expor
     return program
 
 
-def _difference(file: Path, generator: Generator) -> float:
+def _difference(file: Path, generator: Generator, form: "type[_Floats]") -> float:
     """Returns the largest difference from torch's images, for batches of 1, 3 and 64."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
-    network, largest = copy.deepcopy(generator).cpu().float().eval(), 0.0
+    network, largest = form(copy.deepcopy(generator).cpu().float().eval()), 0.0
     for count in (1, 3, 64):
         inputs = _inputs(generator, count, seed=count)
         (ours,) = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
         with torch.no_grad():
-            largest = max(largest, float((network(*inputs) - torch.from_numpy(ours)).abs().max()))
+            largest = max(largest, float((network(*inputs).double() - torch.from_numpy(ours).double()).abs().max()))
     return largest

@@ -3,23 +3,35 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.sparse import lil_matrix
+from scipy.sparse import coo_matrix, diags
 from scipy.sparse.linalg import splu
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, softplus
 
-from distgan.applications.search import Loss, Settings, Wanted, check, digest, opened, scaled, search
+from distgan.applications.search import (
+    STREAM,
+    Loss,
+    Settings,
+    Wanted,
+    check,
+    digest,
+    on_device,
+    opened,
+    scaled,
+    search,
+)
 from distgan.errors import UserError
 from distgan.evaluation.neighbours import nearest_where
-from distgan.models import Discriminator, eval_mode, frozen, to_bytes
+from distgan.models import CHUNK, Discriminator, Generator, eval_mode, frozen, to_bytes
 from distgan.parallel.ranks import together
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
-_WINDOW = 7  # of the contextual loss's weights, in pixels (Yeh et al. 2017, section 3.2)
+_WINDOW = 7  # of the contextual loss's weights, in pixels (Yeh et al. 2017)
 _PRIOR = 0.02  # weight of the discriminator's verdict
 
 
@@ -32,6 +44,8 @@ class Repaired:
     latents: Latents
     images: Tensor
     """What the generator draws from the latents, uint8 (N, C, H, W), before it is blended in."""
+    with_discriminator: bool
+    """Whether there was a discriminator; without one, only the known pixels counted."""
 
 
 def inpaint(
@@ -47,9 +61,10 @@ def inpaint(
 
     Searches for the latents whose image agrees with the known pixels and looks real to the discriminator, then blends
     that image into the hole (Yeh et al. 2017). The loss of an image is the mean absolute difference of the known
-    pixels, those near a hole counting more (equations 3 and 4, with weights that sum to 1), plus softplus(-logit) of
-    the discriminator (the prior of equation 5, in the form whose gradient does not vanish). Without a discriminator it
-    is the first term alone.
+    pixels, those near a hole counting more (equations 3 and 4, with weights that sum to 1), plus a prior: softplus(-l),
+    where l is the discriminator's logit, scaled so that samples of the generator have mean 0 and deviation 1. (The
+    paper's prior, equation 5, is log(1 - D), which only losses with a probability D have.) Without a discriminator the
+    loss is the first term alone.
 
     Args:
         run: the folder of a run or of an exported generator, or a generator's id on the hub.
@@ -65,22 +80,19 @@ def inpaint(
     Raises:
         UserError: there is no generator; pictures, masks or numbers do not fit; or a mask hides everything or nothing.
     """
-    found = opened(run)
+    found, pictures, masks = opened(run), pictures.cpu(), masks.cpu()
     check(pictures, found.spec, steps=steps, restarts=restarts)
     _check_masks(masks, pictures)
-    discriminator = found.discriminator()
+    generator, discriminator = found.generator, found.discriminator()
     known = torch.where(masks[:, None], 0, pictures)
-    described = {"generator": found.step, "pictures": digest(known), "masks": digest(masks)}
-    with together({**described, "search": [steps, restarts, seed]}) as ranks:
-        generator = found.generator.to(ranks.accelerator.device)
-        if discriminator is not None:
-            discriminator.to(ranks.accelerator.device)
+    settings = Settings(steps=steps, restarts=restarts, seed=seed)
+    described = settings.described(generator, discriminator, known)
+    with together({**described, "masks": digest(masks)}) as ranks, on_device(ranks, generator, discriminator):
         wanted = Wanted(scaled(known), weights_near(masks))
-        settings = Settings(steps=steps, restarts=restarts, seed=seed)
-        result = search(generator, wanted, _loss(discriminator), settings, ranks, what="repairing")
-        generator.cpu()
+        prior = _prior(generator, discriminator, seed) if discriminator is not None else None
+        result = search(generator, wanted, _loss(prior), settings, ranks, what="repairing")
     filled = [blend(*one) for one in zip(known, result.images, masks, strict=True)]
-    return Repaired(torch.stack(filled), result.latents, to_bytes(result.images))
+    return Repaired(torch.stack(filled), result.latents, to_bytes(result.images), discriminator is not None)
 
 
 def weights_near(masks: Tensor) -> Tensor:
@@ -89,18 +101,34 @@ def weights_near(masks: Tensor) -> Tensor:
     Yeh et al. 2017, equation 3, with a window of 7x7.
     """
     hidden = masks[:, None].float()
-    around = avg_pool2d(hidden, _WINDOW, 1, _WINDOW // 2)
+    around = avg_pool2d(hidden, _WINDOW, 1, _WINDOW // 2, count_include_pad=False)
     return around * (1 - hidden)
 
 
-def _loss(discriminator: Discriminator | None) -> Callable[[Wanted], Loss]:
+_Prior = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _prior(generator: Generator, discriminator: Discriminator, seed: int) -> _Prior:
+    """Returns a function of images and labels: softplus(-logit), for logits whose mean and deviation over samples of
+    the generator are 0 and 1. Losses differ in what a logit of 0 means, and in how large logits become.
+    """
+
+    def logits(images: Tensor, y: Tensor | None) -> Tensor:
+        with eval_mode(discriminator), frozen(discriminator):
+            return discriminator(images, y).float()
+
+    with torch.no_grad(), eval_mode(generator):
+        samples = [generator.inputs(first, seed=seed, stream=STREAM) for first in range(0, 4 * CHUNK, CHUNK)]
+        usual = torch.cat([logits(generator(z, y), y) for z, y in samples])
+    mean, deviation = usual.mean(), usual.std().clamp(min=1e-6)
+    return lambda images, y: softplus((mean - logits(images, y)) / deviation)
+
+
+def _loss(prior: _Prior | None) -> Callable[[Wanted], Loss]:
     def of_group(wanted: Wanted) -> Loss:
         def loss(images: Tensor, y: Tensor | None, of: Tensor) -> Tensor:
             context = wanted.difference(images, of, power=1)
-            if discriminator is None:
-                return context
-            with eval_mode(discriminator), frozen(discriminator):
-                return context + _PRIOR * softplus(-discriminator(images, y).float())
+            return context if prior is None else context + _PRIOR * prior(images, y)
 
         return loss
 
@@ -118,26 +146,39 @@ def blend(picture: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
         image: (C, H, W) in [-1, 1].
         hidden: bool (H, W), neither everywhere nor nowhere true.
     """
-    hole = hidden.numpy()
-    number = np.full(hole.shape, -1)
-    number[hole] = np.arange(hole.sum())
-    guide, known = ((image.double() + 1) * 127.5).numpy(), picture.double().numpy()
-    laplacian, right = lil_matrix((hole.sum(), hole.sum())), np.zeros((hole.sum(), len(known)))
-    height, width = hole.shape
-    for (row, column), p in zip(np.argwhere(hole), range(hole.sum()), strict=True):
-        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if not (0 <= r < height and 0 <= c < width):
-                continue
-            laplacian[p, p] += 1
-            right[p] += guide[:, row, column] - guide[:, r, c]
-            if hole[r, c]:
-                laplacian[p, number[r, c]] = -1
-            else:
-                right[p] += known[:, r, c]
+    solve, inside, at, beside = _system(hidden.numpy().tobytes(), tuple(hidden.shape))
+    guide = ((image.double() + 1) * 127.5).flatten(1).numpy().T
+    known = picture.double().flatten(1).numpy().T
+    right = np.zeros((len(inside), len(picture)))
+    hole = hidden.flatten().numpy()
+    terms = guide[inside[at]] - guide[beside] + np.where(hole[beside, None], 0, known[beside])
+    np.add.at(right, at, terms)
     filled = picture.clone()
-    solved = torch.from_numpy(splu(laplacian.tocsc()).solve(right)).T
-    filled[:, hidden] = solved.round().clamp(0, 255).to(torch.uint8)
+    filled[:, hidden] = torch.from_numpy(solve(right)).T.round().clamp(0, 255).to(torch.uint8)
     return filled
+
+
+@lru_cache(maxsize=8)
+def _system(
+    mask: bytes, shape: tuple[int, int]
+) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Returns what a hole's equations have in common for all images.
+
+    These are a function that solves them; the numbers of the hole's pixels; and, for each pair of a hole's pixel and a
+    neighbour of it, the place of the first among the hole's and the number of the second.
+    """
+    hole = np.frombuffer(mask, dtype=bool)
+    grid = np.arange(hole.size).reshape(shape)
+    pairs = [(grid[:, :-1], grid[:, 1:]), (grid[:-1], grid[1:])]
+    both = [(p.ravel(), q.ravel()) for a, b in pairs for p, q in ((a, b), (b, a))]
+    p, q = (np.concatenate(side) for side in zip(*both, strict=True))
+    p, q = p[hole[p]], q[hole[p]]
+    inside = np.flatnonzero(hole)
+    place = np.full(hole.size, -1)
+    place[inside] = np.arange(len(inside))
+    linked = hole[q]
+    off = coo_matrix((-np.ones(linked.sum()), (place[p[linked]], place[q[linked]])), shape=(len(inside),) * 2)
+    return splu((off + diags(np.bincount(place[p]).astype(float))).tocsc()).solve, inside, place[p], q
 
 
 def _check_masks(masks: Tensor, pictures: Tensor) -> None:

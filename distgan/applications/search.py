@@ -1,23 +1,25 @@
 """Searches for the latents whose images are nearest to given pictures, by gradient descent through the generator.
 
-A picture's search depends on nothing but the picture, the networks and the seed. Pictures are searched for in groups of
-a fixed size, which the ranks share among themselves: so the number of ranks changes no result.
+Pictures are searched for in groups of a fixed size, which the ranks share among themselves: so the number of ranks
+changes no result. Within a group a picture does not influence the others, except by rounding.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator
 from collections.abc import Generator as Steps
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.models import CHUNK, Generator, ImageSpec, eval_mode, frozen
+from distgan.models import CHUNK, Discriminator, Generator, ImageSpec, eval_mode, frozen
 from distgan.parallel.ranks import Ranks
 from distgan.progress import shown
-from distgan.storage import exported
+from distgan.storage import exported, tensors
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
@@ -41,6 +43,14 @@ class Settings:
     """Starts of each picture, of which the best goes on after a fifth of the steps."""
     seed: int = 0
     """The seed of the samples where searches begin."""
+
+    def described(
+        self, generator: Generator, discriminator: Discriminator | None, pictures: Tensor
+    ) -> dict[str, str | int]:
+        """Returns all that a search depends on, by which ranks see that they do the same."""
+        judge = tensors.digest(discriminator) if discriminator is not None else "none"
+        networks: dict[str, str | int] = {"generator": tensors.digest(generator), "discriminator": judge}
+        return {**networks, "pictures": digest(pictures), **dataclasses.asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,21 @@ def check(pictures: Tensor, spec: ImageSpec, *, steps: int, restarts: int) -> No
     for name, value in {"steps": steps, "restarts": restarts}.items():
         if value < 1:
             raise UserError(f"the number of {name} is {value}, but must be at least 1.")
+    if restarts > _CANDIDATES:
+        raise UserError(f"the number of restarts is {restarts}, but can be at most {_CANDIDATES}.")
+
+
+@contextmanager
+def on_device(ranks: Ranks, *networks: nn.Module | None) -> Iterator[None]:
+    """Moves networks to the rank's device, and at the end back to the CPU."""
+    there = [network for network in networks if network is not None]
+    try:
+        for network in there:
+            network.to(ranks.accelerator.device)
+        yield
+    finally:
+        for network in there:
+            network.cpu()
 
 
 def digest(pictures: Tensor) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distgan import __version__, files
 from distgan.applications.classes import in_file_names
-from distgan.applications.search import opened
+from distgan.applications.search import on_device, opened
 from distgan.errors import UserError
 from distgan.evaluation import weights as extractor_weights
 from distgan.evaluation.extractors import Extractor
@@ -23,12 +23,14 @@ from distgan.models import CHUNK, Generator, to_bytes
 from distgan.parallel.ranks import Ranks, together
 from distgan.progress import shown
 from distgan.recipe import EvalConfig
+from distgan.storage import tensors
 from distgan.storage.exported import Exported
 
 FORMS = ("parquet", "folder")
 _TAG = "distgan-synthetic"  # in the card, by which a folder is known as one that may be replaced
 _ROWS = 1000  # of a row group: images in memory at once
-_HOPELESS = 0.001  # share of samples below which a filter gives up
+_PATIENCE = 10_000  # samples after which a filter may give up
+_HOPELESS = 0.001  # share of samples that pass, below which it does
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,14 @@ def synthesize(
     if min_confidence is not None and not 0 < min_confidence < 1:
         raise UserError(f"the least confidence is {min_confidence}, but must be between 0 and 1.")
     files.check_folder("--out", folder, overwrite=overwrite)
-    if folder.is_dir() and any(folder.iterdir()) and _TAG not in _text(folder / "README.md"):
+    inside = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if inside and (_TAG not in _text(folder / "README.md") or inside - {"README.md", "data", "train"}):
         raise UserError(
             f"--out is {folder}, which holds something else than a synthetic data set: choose a new folder."
         )
-    described = {"generator": found.step, "counts": wanted, "seed": seed, "confidence": min_confidence}
-    with together({str(key): str(value) for key, value in described.items()}) as ranks:
-        found.generator.to(ranks.accelerator.device)
+    asked = {"counts": str(wanted), "seed": seed, "confidence": min_confidence}
+    described = {"generator": tensors.digest(found.generator), **asked}
+    with together(described) as ranks, on_device(ranks, found.generator):
         judge = _judge(found, ranks) if min_confidence is not None else None
         drawn: dict[int, int] = {}
         names = class_names(found.generator)
@@ -100,7 +103,6 @@ def synthesize(
                     data_set.add(images)
                     drawn[label] = so_far
             data_set.finish(_card(found, wanted, drawn, form=form, min_confidence=min_confidence, seed=seed))
-        found.generator.cpu()
     return Synthesized(
         folder, {names[label]: count for label, count in wanted.items()}, {names[i]: n for i, n in drawn.items()}
     )
@@ -124,7 +126,7 @@ def _wanted(generator: Generator, per_class: int | None, counts: Mapping[str | i
         )
     if (per_class is None) == (counts is None):
         raise UserError(
-            "the number of images is needed: give either --per-class N, or --count CLASS=N for some classes."
+            "the number of images must be given in one way: either --per-class N, or --count CLASS=N for some classes."
         )
     if counts is None:
         assert per_class is not None
@@ -190,7 +192,9 @@ def _of_class(
         passed = confidence >= (least or 0)
         at = torch.nonzero(passed).flatten() + first  # which samples these are
         rows = ranks.gather_rows(pixels[passed]), ranks.gather_rows(confidence[passed])
-        numbers = torch.cat(ranks.gather(at))[: count - kept]
+        every = ranks.gather(at)
+        numbers = torch.cat(every)[: count - kept]
+        _refuse_hopeless(generator, label, least, ranks, kept=kept, drawn=drawn, found=[len(one) for one in every])
         enough = kept + len(numbers) == count
         drawn = int(numbers[-1]) + 1 if enough else drawn + ranks.world * CHUNK
         kept += len(numbers)
@@ -199,13 +203,30 @@ def _of_class(
         yield Images(some[0], label, some[1] if judge is not None else None), drawn
         if enough:
             return
-        if drawn >= 10_000 and kept < _HOPELESS * drawn:
-            raise ranks.reported_by_rank_zero(
-                UserError(
-                    f"only {kept} of {drawn:,} images of class {class_names(generator)[label]} reach the confidence "
-                    f"{least}: choose a lower one, or train the generator longer."
-                )
+
+
+def _refuse_hopeless(
+    generator: Generator, label: int, least: float | None, ranks: Ranks, *, kept: int, drawn: int, found: Sequence[int]
+) -> None:
+    """Collective: gives up if hardly any image passes the filter, at the same image on any number of ranks.
+
+    Args:
+        generator: the generator.
+        label: the class.
+        least: the filter's confidence.
+        ranks: the ranks.
+        kept: images that passed before this round.
+        drawn: images that were drawn before this round.
+        found: how many of each rank's chunk pass, in this round.
+    """
+    for passed in found:
+        kept, drawn = kept + passed, drawn + CHUNK
+        if drawn >= _PATIENCE and kept < _HOPELESS * drawn:
+            error = UserError(
+                f"only {kept} of {drawn:,} images of class {class_names(generator)[label]} reach the confidence "
+                f"{least}: choose a lower one, or train the generator longer."
             )
+            raise ranks.reported_by_rank_zero(error)
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -221,7 +242,7 @@ class _OnRankZero:
     ) -> None:
         self._folder, self._writes = folder, ranks.rank == 0
         self._how: dict[str, Any] = {"classes": classes, "form": form, "confidence": confidence}
-        self._progress = shown(range(total), "drawing", total)
+        self._progress, self._ranks = shown(range(total), "drawing", total), ranks
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
@@ -233,7 +254,8 @@ class _OnRankZero:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+        with self._ranks.alone():  # an old data set of many files is removed
+            self._open.__exit__(*error)
 
     def add(self, images: Images) -> None:
         """Writes images, and shows progress."""

@@ -1,5 +1,6 @@
 """Reads the pictures that somebody gives to a trained generator, which must have the size of its images."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from distgan.data.decode import DeepError, UndecodableError, extent, picture
 from distgan.data.depth import Scale, scale_of
 from distgan.data.folders import folder
 from distgan.data.records import Record, contents
-from distgan.data.store import refuse_another_shape
+from distgan.data.store import load, refuse_another_shape
 from distgan.errors import UserError
 from distgan.recipe import DataConfig
 
 
-def given(path: str, *, size: int, channels: int, fit: bool, num: int | None = None) -> tuple[list[str], Tensor]:
+def given(
+    path: str, *, size: int, channels: int, fit: bool, num: int | None = None, like: DataConfig | None = None
+) -> tuple[list[str], Tensor]:
     """Reads a picture, or the pictures of a folder or zip archive, in the order of their names.
 
     Args:
@@ -26,6 +29,7 @@ def given(path: str, *, size: int, channels: int, fit: bool, num: int | None = N
         channels: their channels, 1 or 3.
         fit: whether pictures of another size or number of channels are cropped, resized and converted.
         num: the most pictures to read.
+        like: the training images, whose scale pictures of more than 8 bits take, if the images are here.
 
     Returns:
         Names of the pictures, and their pixels, uint8 (N, channels, size, size).
@@ -35,6 +39,8 @@ def given(path: str, *, size: int, channels: int, fit: bool, num: int | None = N
             is false.
     """
     records = list(itertools.islice(_records(path), num))
+    if not records:
+        raise UserError(f"{path} holds no pictures: give a picture, or a folder or zip archive of pictures.")
     if not fit:
         for record in records:
             refuse_another_shape(record, size=size, channels=channels, hint="add --fit to crop and resize the pictures")
@@ -43,6 +49,10 @@ def given(path: str, *, size: int, channels: int, fit: bool, num: int | None = N
     except DeepError:  # one scale for all of them, as in training images
         extents = ((record.name, extent(record.content)) for record in records)
         scale = scale_of([(name, values) for name, values in extents if values is not None])
+        if like is not None:
+            with contextlib.suppress(UserError):
+                trained_on = load(like).scale
+                scale = trained_on.or_else(scale) if trained_on is not None else scale
         pixels = [_decoded(record, size, channels, scale) for record in records]
     return [record.name for record in records], torch.stack(pixels)
 
@@ -53,7 +63,19 @@ def _records(path: str) -> Iterator[Record]:
         raise UserError(f"{path} does not exist: give a picture, or a folder or zip archive of pictures.")
     if file.is_file() and is_picture(file):
         return iter([Record(str(file), contents(file), None)])
-    return folder(DataConfig(source="folder", path=path)).records(1)
+    return records_in("PICTURES", path)
+
+
+def records_in(key: str, path: str) -> Iterator[Record]:
+    """Returns the pictures of a folder or zip archive, which messages call `key`.
+
+    Raises:
+        UserError: it is empty, damaged or unreadable.
+    """
+    try:
+        return folder(DataConfig(source="folder", path=path)).records(1)
+    except UserError as error:
+        raise UserError(str(error).replace("data.path", key)) from error
 
 
 def is_picture(file: Path) -> bool:

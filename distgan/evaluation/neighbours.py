@@ -10,6 +10,7 @@ from distgan.errors import UserError
 from distgan.storage.exported import Exported
 
 _PART = 10_000  # training images in memory as floats at once
+_SAMPLES = 512  # samples that are compared with them at once
 
 
 def training_images(found: Exported) -> Tensor:
@@ -50,6 +51,11 @@ def nearest(samples: Tensor, pixels: Tensor) -> Nearest:
     return Nearest(index[:, 0], distance[:, 0], among[:, 1])
 
 
+def distance_to_nearest(samples: Tensor, pixels: Tensor) -> Tensor:
+    """Returns the distance of each sample to its nearest training image, (N,). Both are uint8 (N, C, H, W)."""
+    return _two_nearest(samples, pixels)[0][:, 0]
+
+
 def nearest_where(samples: Tensor, known: Tensor, pixels: Tensor) -> Tensor:
     """Finds the training image nearest to each sample by the pixels that are known, and returns their numbers, (N,).
 
@@ -72,6 +78,9 @@ def nearest_where(samples: Tensor, known: Tensor, pixels: Tensor) -> Tensor:
 
 def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns distances and numbers of the two nearest images, (N, 2) each."""
+    if len(samples) > _SAMPLES:  # with all pairs at once, memory would grow with their number
+        parts = [_two_nearest(part, pixels) for part in torch.split(samples, _SAMPLES)]
+        return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
     x = samples.flatten(1).float() / 127.5
     best, index = torch.full((len(x), 2), torch.inf), torch.zeros(len(x), 2, dtype=torch.int64)
     for first in range(0, len(pixels), _PART):

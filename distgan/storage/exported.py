@@ -25,6 +25,7 @@ from distgan.storage.places import Places
 from distgan.storage.report import Report
 
 DISCRIMINATOR = "discriminator.safetensors"
+_SHARED = ["model.safetensors", "config.json", "recipe.yaml", "evaluation.json", "extractor.safetensors", DISCRIMINATOR]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def load_generator(path: str | os.PathLike[str]) -> Generator:
     """Loads an exported generator, in eval mode on the CPU: from its folder, its run's folder, or by its id on the hub.
 
     `generator.sample(n, seed=...)` draws images, uint8 (n, C, H, W). Neither data nor recipe is needed. Only
-    safetensors and JSON files are read or fetched, whatever else a repository holds.
+    safetensors, JSON and YAML files are read or fetched, whatever else a repository holds.
 
     Raises:
         UserError: there is no generator, it is damaged, or the file is a pickle.
@@ -202,7 +203,7 @@ def _from_hub(repository: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["model.safetensors", "config.json", DISCRIMINATOR]))
+        return Path(snapshot_download(repository, allow_patterns=_SHARED))
     except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
         raise UserError(
             f"{repository} is neither a folder here nor a model on the Hugging Face hub that you may read: check the "

@@ -1,5 +1,7 @@
-"""Reads and writes files of tensors: safetensors. Of pickles only tensors are read, from InceptionV3's published file and
-from state dicts that a user gives to be imported.
+"""Reads and writes files of tensors: safetensors.
+
+Pickles are read in two places, and only tensors are taken from them: InceptionV3's published file, and state dicts that
+a user gives to be imported.
 """
 
 import hashlib
@@ -24,6 +26,11 @@ INCEPTION_SHA256 = "6726825d"
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """Returns the bytes of a safetensors file: the same for the same tensors. (Metadata would come in random order.)"""
     return tensors_to_bytes({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+
+
+def digest(network: nn.Module) -> str:
+    """Returns a hash of a network's tensors."""
+    return hashlib.sha256(to_bytes(network.state_dict())).hexdigest()
 
 
 def read(file: Path) -> dict[str, Tensor]:

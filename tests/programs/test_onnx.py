@@ -52,7 +52,7 @@ def test_onnxruntime_draws_what_torch_draws(tmp_path, architecture, names):
 def test_spectral_norm_is_folded_into_the_weights(tmp_path):
     generator = load_generator(exported(tmp_path / "g", architecture="resnet"))
     apply_spectral_norm(generator, torch.Generator().manual_seed(0))
-    assert onnx_file.write(generator, tmp_path / "g.onnx") < 1e-4
+    assert onnx_file.write(generator, tmp_path / "g.onnx", as_floats=True) < 1e-4
     stored = {one.name for one in onnx.load(tmp_path / "g.onnx").graph.initializer}
     assert "network.first.weight" in stored
     assert not [name for name in stored if "parametrizations" in name]
@@ -75,7 +75,8 @@ def test_a_file_that_draws_something_else_is_not_written(tmp_path, monkeypatch):
         (["--onnx=g.pb"], ["g.pb", ".onnx"]),
         (["--onnx=there.onnx"], ["there.onnx, which exists", "--overwrite"]),
         (["--onnx=no/g.onnx"], ["no folder no"]),
-        (["--onnx=g.onnx", "--push-to-hub=me/it"], ["--push-to-hub", "--to DIR"]),
+        (["--onnx=g.onnx", "--push-to-hub=me/it"], ["--push-to-hub has no meaning without --to"]),
+        (["--to=out", "--floats"], ["--floats has no meaning without --onnx"]),
         (["--to=out", "--with-discriminator"], ["no config.yaml"]),
     ],
 )
@@ -177,16 +178,19 @@ def test_what_is_no_textbook_network_is_refused_with_what_is_expected(tmp_path, 
         torch.save(content, tmp_path / f"{name}.pth")  # noqa: TID251
     (tmp_path / "noise.pth").write_bytes(b"noise")
     for chosen, words in (
-        (["--generator=other"], ["main.0.weight (latent_dim, 8 * width, 4, 4)", "it has weight (4, 3), bias (4,)"]),
+        (
+            ["--generator=other"],
+            ["main.0.weight (latent_dim, 8 * width, 4, 4)", "begins with weight (4, 3), bias (4,)"],
+        ),
         (["--generator=D"], ["is not a generator of the textbook's DCGAN"]),
         (["--generator=G", "--discriminator=G"], ["is not a discriminator of the textbook's DCGAN"]),
         (["--generator=G", "--discriminator=D32"], ["images of 32x32x3", "draws 64x64x3"]),
-        (["--generator=shape"], ["main.4.bias is (5,), but must be (32,)"]),
-        (["--generator=more"], ["main.99.bias is (5,), but must be not there"]),
+        (["--generator=shape"], ["main.4.bias is (5,), but the other layers require it to be (32,)"]),
+        (["--generator=more"], ["main.99.bias is (5,), but the other layers require it to be absent"]),
         (["--generator=nested"], ["holds netG, epoch", "torch.save(network.state_dict(), FILE)"]),
         (["--generator=module"], ["neither safetensors nor a state dict"]),
         (["--generator=noise"], ["neither safetensors nor a state dict"]),
-        (["--generator=empty"], ["it has nothing"]),
+        (["--generator=empty"], ["begins with nothing"]),
         (["--generator=nowhere"], ["nowhere.pth cannot be read"]),
     ):
         argv = [f"{word.replace('=', f'={tmp_path}/')}.pth" for word in chosen]

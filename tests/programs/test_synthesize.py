@@ -1,5 +1,6 @@
 """`distgan synthesize`: labelled data sets that other libraries read, and whether they help."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_any_number_is_written_in_constant_memory(labelled, tmp_path, form):
         (["--per-class=1", "--out=full"], ["full, which is not empty"]),
         (["--per-class=1", "--out=full", "--overwrite"], ["full", "something else than a synthetic data set"]),
         (["--per-class=1", "--out=no/out"], ["no folder no"]),
-        (["--benefit=20"], ["no recipe beside it"]),
+        (["--benefit=20"], ["has no recipe", "give the folder of a run"]),
     ],
 )
 def test_mistakes_are_said_and_nothing_is_lost(labelled, tmp_path, monkeypatch, capfd, argv, words):
@@ -229,6 +230,9 @@ def test_the_benefit_is_measured_with_generators_of_the_same_few_images(run, tmp
     assert cli.main([*argv, f"--json={tmp_path}/again.json"]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == numbers
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    # Another measurement does not get mixed with it.
+    said = complaint(capfd, *[word.replace("--per-class=20", "--per-class=21") for word in argv])
+    assert "another number of synthetic images" in said
 
 
 @pytest.mark.parametrize(
@@ -237,9 +241,12 @@ def test_the_benefit_is_measured_with_generators_of_the_same_few_images(run, tmp
         (["--benefit=41"], ["--benefit has 41", "only 40 images"]),
         (["--benefit=7,20"], ["train.batch_size is 16", "7 images of each of 2 classes"]),
         (["--benefit=0"], ["--benefit is 0"]),
+        (["--benefit=8,8"], ["--benefit is 8,8", "twice"]),
+        (["--benefit=8", "--min-confidence=0.9"], ["--min-confidence has no meaning"]),
         (["--benefit=8,x"], ["--benefit is 8,x"]),
         (["--benefit=8", "--repeats=0"], ["--repeats is 0"]),
         (["--benefit=8", "--per-class=0"], ["--per-class is 0"]),
+        (["--benefit=8", "--count=red=3"], ["--count has no meaning with --benefit"]),
     ],
 )
 def test_mistakes_in_a_plan_are_said_before_any_training(run, tmp_path, capfd, argv, words):
@@ -257,6 +264,20 @@ def test_test_images_are_never_among_the_real_ones(run, tmp_path, monkeypatch):
     images = {image.numpy().tobytes() for image in real}
     assert images == {image.numpy().tobytes() for image in seen}
     assert not images & {image.numpy().tobytes() for image in unseen}
+
+
+def test_a_training_that_was_stopped_is_not_measured(run, tmp_path, monkeypatch):
+    """Only a Ctrl-C or a preemption ends a training early; here `run.stop_at` does."""
+    monkeypatch.setattr(benefit, "_STEPS", 1)
+    config, plan = storage.find(str(run)).recipe, Plan(counts=[10, 20], seeds=1, synthetic=2)
+
+    def stopped(config):
+        train(dataclasses.replace(config, run=dataclasses.replace(config.run, stop_at=2)))
+
+    assert benefit.benefit(config, plan, tmp_path / "b", stopped) == {}
+    assert not list((tmp_path / "b").rglob("accuracies.json"))
+    found = benefit.benefit(config, plan, tmp_path / "b", train)
+    assert [len(values) for values in found["20"].values()] == [1] * len(benefit.ARMS)
 
 
 def test_the_interval_is_students():

@@ -52,12 +52,12 @@ def test_no_seam_remains_where_the_image_is_only_darker():
 
 
 def test_weights_are_the_shares_of_hidden_pixels_around():
-    """Equation 3 of Yeh et al. 2017, over the window's 49 pixels."""
+    """Equation 3 of Yeh et al. 2017, over those of the window's 49 pixels that the picture has."""
     hidden = holes("random", "center", "scratch")
     ours = repair.weights_near(hidden)
     for n, row, column in np.ndindex(len(hidden), SIZE, SIZE):
         window = hidden[n, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
-        expected = 0.0 if hidden[n, row, column] else window.sum() / 49
+        expected = 0.0 if hidden[n, row, column] else window.float().mean()
         assert ours[n, 0, row, column] == pytest.approx(float(expected), abs=1e-6)
 
 
@@ -115,6 +115,10 @@ def test_mask_files_are_one_for_all_or_one_for_each(tmp_path):
         Image.fromarray(array).save(folder / f"{name}.png")
     each = masks(str(folder), ["x/b.jpg", "a.jpeg"], size=SIZE, seed=0)
     assert [one.nonzero().tolist() for one in each] == [[[3, 5]], [[0, 0]]]
+    (folder / "more").mkdir()
+    Image.new("L", (SIZE, SIZE)).save(folder / "more" / "a.png")
+    with pytest.raises(ValueError, match="several masks named a"):
+        masks(str(folder), ["b"], size=SIZE, seed=0)
     one = masks(str(folder / "a.png"), ["x", "y", "z"], size=SIZE, seed=0)
     assert one.shape == (3, SIZE, SIZE)
     assert one.nonzero().tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]
