@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="folder of a run or of an exported generator, or a generator's id on the hub")
     parser.add_argument(
         "pictures",
-        help="a picture, a folder or zip archive of pictures, or train or test: images of that split of the "
-        "generator's data set (./train means a folder)",
+        help="a picture, a folder or zip archive of pictures, an .npz file of `distgan "
+        "sample`, or train or test: images of that split of the generator's data set (./train means a folder)",
     )
     parser.add_argument(
         "--num", type=int, help=f"use the first NUM pictures (default: all; of train or test, {_OF_A_SPLIT})"

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,10 +22,10 @@ from distgan.recipe import DataConfig
 def given(
     path: str, *, size: int, channels: int, fit: bool, num: int | None = None, like: DataConfig | None = None
 ) -> tuple[list[str], Tensor]:
-    """Reads a picture, or the pictures of a folder or zip archive, in the order of their names.
+    """Reads a picture, the pictures of a folder or zip archive in the order of their names, or those of an .npz file.
 
     Args:
-        path: the picture, folder or archive.
+        path: the picture, folder or archive; or an array as `distgan sample` writes it, arr_0, uint8 (N, H, W, 3).
         size: height and width of the generator's images, in pixels.
         channels: their channels, 1 or 3.
         fit: whether pictures of another size or number of channels are cropped, resized and converted.
@@ -61,9 +62,25 @@ def _records(path: str) -> Iterator[Record]:
     file = Path(path)
     if not file.exists():
         raise UserError(f"{path} does not exist: give a picture, or a folder or zip archive of pictures.")
+    if file.suffix == ".npz":
+        return (Record(f"image {i} of {path}", image, None) for i, image in enumerate(_array(file)))
     if file.is_file() and is_picture(file):
         return iter([Record(str(file), contents(file), None)])
     return records_in("PICTURES", path)
+
+
+def _array(file: Path) -> np.ndarray:
+    """Reads the images of an .npz file: uint8 (N, 3, H, W)."""
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            images: np.ndarray = found["arr_0"]
+    except Exception as error:  # for what is no such file, NumPy raises many kinds of errors
+        raise UserError(f"{file} is no .npz file with an array arr_0: write one with `distgan sample`.") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"arr_0 of {file} is {images.dtype} {images.shape}, but must be uint8 (N, H, W, 3): convert it."
+        )
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
 def records_in(key: str, path: str) -> Iterator[Record]:

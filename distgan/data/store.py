@@ -193,13 +193,16 @@ def refuse_another_shape(record: Record, *, size: int, channels: int, hint: str)
     Raises:
         UserError: it has not, or cannot be read.
     """
-    assert isinstance(record.content, bytes)
-    try:
-        with Image.open(io.BytesIO(record.content)) as image:
-            grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
-            found = (image.width, image.height, 1 if grey else 3)
-    except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
-        raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
+    if isinstance(record.content, np.ndarray):  # (3, H, W), also of grey images
+        grey = bool((record.content == record.content[:1]).all())
+        found = (record.content.shape[2], record.content.shape[1], channels if grey else 3)
+    else:
+        try:
+            with Image.open(io.BytesIO(record.content)) as image:
+                grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
+                found = (image.width, image.height, 1 if grey else 3)
+        except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
+            raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
     if found != (size, size, channels):
         raise UserError(
             f"{record.name} is {'x'.join(map(str, found))}, but the generator draws {size}x{size}x{channels}: {hint}."

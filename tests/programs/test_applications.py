@@ -134,6 +134,16 @@ def test_masks_from_files_are_measured_only_if_the_pictures_are_whole(plain, pic
     assert np.array_equal(given[mask == 0], repaired[mask == 0])
 
 
+def test_pictures_may_be_an_array_of_ours(labelled, tmp_path):
+    found = []
+    for out in ("p/", "a.npz"):
+        assert cli.main(["sample", str(labelled), "--num=3", f"--out={tmp_path}/{out}"]) == 0
+        latents = tmp_path / f"{out[0]}.safetensors"
+        assert cli.main(["invert", str(labelled), f"{tmp_path}/{out}", f"--out={latents}", *FEW]) == 0
+        found.append(latents.read_bytes())
+    assert found[0] == found[1]
+
+
 def test_one_picture_of_any_size_can_be_fitted(plain, tmp_path):
     Image.new("L", (50, 41), 99).save(tmp_path / "one.jpg")
     argv = ["inpaint", str(plain), f"{tmp_path}/one.jpg", "--mask=center", "--fit", f"--out={tmp_path}/r", *FEW]
@@ -168,6 +178,10 @@ def test_two_processes_find_what_one_finds(plain, pictures, tmp_path):
         (["invert", "G", "grey"], ["0.png is 32x32x1", "--fit"]),
         (["invert", "G", "noise.png"], ["noise.png"]),
         (["invert", "G", "empty"], ["empty"]),
+        (["invert", "G", "noise.npz"], ["noise.npz is no .npz file with an array arr_0"]),
+        (["invert", "G", "other.npz"], ["other.npz is no .npz file with an array arr_0"]),
+        (["invert", "G", "floats.npz"], ["floats.npz is float64 (2, 32, 32, 3)", "uint8 (N, H, W, 3)"]),
+        (["invert", "G", "small.npz"], ["image 0 of small.npz is 16x16x3", "--fit"]),
         (["invert", "G", "test"], ["PICTURES is test", "no recipe"]),
         (["invert", "G", "p", "--out=there.safetensors"], ["there.safetensors", "exists", "--overwrite"]),
         (["invert", "G", "p", "--out=l.npz"], ["l.npz", ".safetensors"]),
@@ -209,7 +223,11 @@ def test_mistakes_are_said_before_any_work(plain, tmp_path, monkeypatch, capfd, 
         Image.new(mode, (size, size)).save(tmp_path / folder / ("x.png" if folder == "p" else "0.png"))
     for name, colour in (("white", 255), ("black", 0), ("there", 9)):
         Image.new("L", (32, 32), colour).save(f"{name}.png")
-    (tmp_path / "noise.png").write_bytes(b"noise")
+    for name in ("noise.png", "noise.npz"):
+        (tmp_path / name).write_bytes(b"noise")
+    np.savez("other.npz", images=np.zeros(3))
+    np.savez("floats.npz", np.zeros((2, 32, 32, 3)))
+    np.savez("small.npz", np.zeros((2, 16, 16, 3), dtype=np.uint8))
     (tmp_path / "there.gif").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     (tmp_path / "full" / "cat").mkdir(parents=True)

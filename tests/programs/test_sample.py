@@ -8,24 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import complaint
+from support.generators import exported
 from support.programs import launch
 
 from distgan import cli, load_generator
 from distgan.data import sources
-from distgan.models import ImageSpec, build
-from distgan.recipe import DataConfig, ModelConfig
-from distgan.storage.exported import save_generator
+from distgan.recipe import DataConfig
 
 NAMES = ("cat", "T-shirt/top", "big, red", "big", "1", "empty")
-
-
-def exported(folder, *, channels=3, names=()):
-    """A small generator with starting weights, of more images of one class than of the others."""
-    config = ModelConfig(width=4, latent_dim=8, conditional=bool(names))
-    counts = tuple(0 if name == "empty" else 10 + i for i, name in enumerate(names))
-    spec = ImageSpec(image_size=32, channels=channels, class_counts=counts, class_names=names)
-    save_generator(folder, build(config, spec, seed=0)[0].state_dict(), config, spec, step=1)
-    return folder
 
 
 @pytest.fixture(scope="module")
