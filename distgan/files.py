@@ -4,24 +4,25 @@ Refuses places that cannot be written, before the work for them is done.
 """
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distgan.errors import UserError
+
+_LONGEST = 230  # bytes of a file's name, so that a temporary one beside it fits
 
 
 def check_place(key: str, file: Path, *, overwrite: bool = True) -> None:
     """Refuses a place for a file before the work for it is done; `key` is the option that names it.
 
     Raises:
-        UserError: its folder does not exist, it is a folder itself, or it exists and `overwrite` is false.
+        UserError: its folder does not exist or cannot be written, it is a folder itself, or it exists and `overwrite`
+            is false.
     """
-    if not file.absolute().parent.is_dir():
-        raise UserError(
-            f"{key} is {file}, but there is no folder {file.parent}: make it first, or choose another place."
-        )
+    _check_parent(key, file)
     if file.is_dir():
         raise UserError(f"{key} is {file}, which is a folder: give the name of a file.")
     if not overwrite and file.exists():
@@ -32,12 +33,10 @@ def check_folder(key: str, folder: Path, *, overwrite: bool = False) -> None:
     """Refuses a place for a folder of results before the work for it is done.
 
     Raises:
-        UserError: its own folder does not exist, it is a file, or it has files in it and `overwrite` is false.
+        UserError: its own folder does not exist, it cannot be written, it is a file, or it has files in it and
+            `overwrite` is false.
     """
-    if not folder.absolute().parent.is_dir():
-        raise UserError(
-            f"{key} is {folder}, but there is no folder {folder.parent}: make it first, or choose another place."
-        )
+    _check_parent(key, folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{key} is {folder}, which is a file: choose another folder.")
     # Folders in it count, too: they may be classes of training images.
@@ -48,6 +47,44 @@ def check_folder(key: str, folder: Path, *, overwrite: bool = False) -> None:
             f"{key} is {folder}, which is not empty (it has {old[0]}): choose a new or empty folder, or add "
             "--overwrite if the command has it."
         )
+
+
+def _check_parent(key: str, place: Path) -> None:
+    """Checks that something can be written at a place: in its folder, or in it if it is a folder or device."""
+    if not place.absolute().parent.is_dir():
+        raise UserError(
+            f"{key} is {place}, but there is no folder {place.parent}: make it first, or choose another place."
+        )
+    target = Path(os.path.realpath(place))  # the file that a link leads to is written
+    written_in = target if target.exists() and not target.is_file() else target.parent
+    if not os.access(written_in, os.W_OK):
+        raise UserError(f"{key} is {place}, but {written_in} cannot be written: choose another place.")
+    if len(os.fsencode(target.name)) > _LONGEST:
+        raise UserError(f"{key} is {place}, whose name is too long: choose one of at most {_LONGEST} bytes.")
+
+
+def refuse_mixing(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path]) -> None:
+    """Checks that no result is written over another result, or over what it is made of.
+
+    Args:
+        outputs: places that will be written, by the options that name them; None for one that is not asked for.
+        inputs: files and folders that are read. Folders are looked through, with the links in them.
+
+    Raises:
+        UserError: two places are the same, or one is inside the other.
+    """
+    there = {key: Path(os.path.realpath(place)) for key, place in outputs.items() if place is not None}
+    read: dict[str, set[Path]] = {}
+    for what, given in inputs.items():
+        inside = [*Path(given).rglob("*")] if Path(given).is_dir() else []
+        read[what] = {Path(os.path.realpath(file)) for file in (given, *inside)}
+    for key, place in there.items():
+        for what, files in read.items():
+            if files & {place, *place.parents} or any(place in file.parents for file in files):
+                raise UserError(f"{key} is {place}, but {what} is read from there: choose a place outside of it.")
+        for other, another in there.items():
+            if other != key and place in (another, *another.parents):
+                raise UserError(f"{other} is {another}, but {key} is written there, too: choose different places.")
 
 
 @contextlib.contextmanager
@@ -77,25 +114,26 @@ def whole(file: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder to write to, which replaces `folder` at the end; after an error nothing is left."""
-    place = Path(os.path.realpath(folder))
-    partial, old = (place.with_name(f"{place.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
-    partial.mkdir()
-    try:
+def whole_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder to write to, whose contents become those of `folder` at the end.
+
+    After an error nothing is left, and an old folder is as it was.
+
+    Raises:
+        OSError: somebody has written into the folder meanwhile, and `overwrite` is false.
+    """
+    with _beside(folder) as (place, partial):
         yield partial
-        if place.exists():
-            place.rename(old)
-        try:
+        if not place.is_dir():
             partial.rename(place)
-        except OSError:
-            if old.exists():
-                old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            return
+        old = [file for file in place.iterdir() if not file.name.startswith(".")]
+        if old and not overwrite:
+            raise FileExistsError(errno.EEXIST, f"another program has written {old[0].name} there")
+        for file in old:
+            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+        for file in partial.iterdir():
+            file.rename(place / file.name)
 
 
 @contextlib.contextmanager
@@ -104,15 +142,26 @@ def filled(folder: Path) -> Iterator[Path]:
 
     They replace files of their names. After an error nothing is added.
     """
-    place = Path(os.path.realpath(folder))
-    partial = place.with_name(f"{place.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with _beside(folder) as (place, partial):
         yield partial
         place.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            if (place / file.name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, f"{file.name} is a folder there")
         for file in sorted(partial.iterdir()):
             file.replace(place / file.name)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Yields a folder's real place, and a temporary one on the same file system: inside it, if it exists."""
+    place = Path(os.path.realpath(folder))
+    name = f".{place.name[:200]}.{os.getpid()}.tmp"
+    partial = place / name if place.is_dir() else place.with_name(name)
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process with the same number
+    partial.mkdir()
+    try:
+        yield place, partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distgan import paths
 from distgan.applications.imported import import_networks
+from distgan.parallel import launch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--discriminator", type=Path, metavar="FILE", help="state dict of the discriminator")
     parser.add_argument("--to", type=Path, required=True, help="folder to write; it must be new or empty")
     arguments = paths.expand(parser.parse_args(argv), "generator", "discriminator", "to")
+    if launch.launched_ranks()[0] != 0:  # there is no work to share
+        return
     spec = import_networks(arguments.generator, arguments.discriminator, arguments.to)
     print(f"a generator of {spec.image_size}x{spec.image_size}x{spec.channels}")
     print(arguments.to)

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     files.check_folder("--out", arguments.out, overwrite=arguments.overwrite)
-    for given_by_user in (arguments.pictures, arguments.mask):
-        _refuse_among(given_by_user, arguments.out)
+    inputs = {"PICTURES": arguments.pictures, "--mask": arguments.mask}
+    outputs = {"--out": arguments.out, "--grid": arguments.grid, "--json": arguments.json}
+    files.refuse_mixing(outputs, {key: place for key, place in inputs.items() if Path(place).exists()})
     if arguments.grid is not None:
         pictures.check(arguments.grid, key="--grid", overwrite=arguments.overwrite)
     check_json(arguments.json)
@@ -94,17 +95,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return paths.expand(parser.parse_args(argv), "run", "pictures", "mask", "out", "grid", "json")
 
 
-def _refuse_among(given_by_user: str, out: Path) -> None:
-    """Checks that repairs do not replace what they are made of."""
-    folder = Path(given_by_user)
-    if folder.is_dir() and folder.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UserError(f"--out is {out}, which is in {folder}, whose pictures are read: choose a place outside of it.")
-
-
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Returns a file name for each picture: its own with the ending .png, and a number before it if others have it."""
+    """Returns a file name for each picture: its own with the ending .png, with a number before it if two are equal."""
     stems = [Path(name).stem for name in names]
-    return [f"{stem}.png" if stems.count(stem) == 1 else f"{i:06d}-{stem}.png" for i, stem in enumerate(stems)]
+    if len({stem.lower() for stem in stems}) == len(stems):
+        return [f"{stem}.png" for stem in stems]
+    return [f"{i:06d}-{stem}.png" for i, stem in enumerate(stems)]
 
 
 def _simpler(found: Exported, truth: Tensor, hidden: Tensor) -> dict[str, Tensor]:

@@ -30,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.check_place("--out", arguments.out, overwrite=arguments.overwrite)
     if arguments.steps < 1:
         raise UserError(f"--steps is {arguments.steps}, but must be at least 1.")
-    if arguments.fps < 1:
-        raise UserError(f"--fps is {arguments.fps}, but must be at least 1.")
+    if not 1 <= arguments.fps <= 100:
+        raise UserError(f"--fps is {arguments.fps}, but must be from 1 to 100.")
+    if arguments.seed is not None and arguments.classes is None:
+        raise UserError("--seed has no meaning without --classes: give --seeds, the images between which to walk.")
     if launch.launched_ranks()[0] != 0:  # so little work is not shared
         return
     generator = load_generator(arguments.run)
@@ -61,7 +63,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     between.add_argument(
         "--latents", type=Path, metavar="FILE", help="walk between these latents, which `distgan invert` wrote"
     )
-    parser.add_argument("--seed", type=int, default=0, help="with --classes: the seed of the image (default: 0)")
+    parser.add_argument("--seed", type=int, help="with --classes: the seed of the image (default: 0)")
     parser.add_argument("--steps", type=int, default=8, help="steps from one image to the next (default: 8)")
     parser.add_argument(
         "--out",
@@ -84,7 +86,7 @@ def _stations(arguments: argparse.Namespace, generator: Generator) -> Latents:
         stations, key = latents.read(arguments.latents, generator), f"--latents {arguments.latents}"
     elif arguments.classes is not None:
         labels, key = labels_in("--classes", arguments.classes, generator), f"--classes {arguments.classes}"
-        z, _ = generator.inputs(0, seed=arguments.seed)
+        z, _ = generator.inputs(0, seed=arguments.seed or 0)
         stations = Latents(z[:1].expand(len(labels), -1), torch.tensor(labels))
     else:
         given = arguments.seeds if arguments.seeds is not None else "0,1,2,3"

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.grid is not None:
         pictures.check(arguments.grid, key="--grid", overwrite=arguments.overwrite)
     check_json(arguments.json)
+    outputs = {"--out": arguments.out, "--grid": arguments.grid, "--json": arguments.json}
+    read = {"PICTURES": arguments.pictures} if Path(arguments.pictures).exists() else {}
+    files.refuse_mixing(outputs, read)
     found = exported.find(arguments.run)
     names, wanted = given.pictures(arguments.pictures, found, fit=arguments.fit, num=arguments.num)
     inverted = invert(found, wanted, steps=arguments.steps, restarts=arguments.restarts, seed=arguments.seed)

@@ -27,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     check_json(arguments.json)
+    files.refuse_mixing({"--out": arguments.out, "--json": arguments.json}, {})
+    if arguments.benefit is None and arguments.repeats is not None:
+        raise UserError("--repeats has no meaning without --benefit: leave it out.")
     found = exported.find(arguments.run)
     if arguments.benefit is not None:
         _measure(arguments, found)
@@ -71,7 +74,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--form",
         choices=FORMS,
         default=FORMS[0],
-        help="parquet: one file. folder: a PNG of each image in class folders, with a metadata.csv (default: parquet)",
+        help="parquet: one file. folder: a PNG of each image in class folders, and metadata.jsonl (default: parquet)",
     )
     parser.add_argument(
         "--min-confidence",
@@ -86,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="instead: for each N, train generators on N real images of each class by the run's recipe, and measure "
         "on real test images the accuracy of classifiers trained on real and on synthetic images",
     )
-    parser.add_argument("--repeats", type=int, default=5, help="with --benefit: repetitions of each N (default: 5)")
+    parser.add_argument("--repeats", type=int, help="with --benefit: repetitions of each N (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier synthetic data set")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to a file")
     return paths.expand(parser.parse_args(argv), "run", "out", "json")
@@ -97,8 +100,8 @@ def _counts(given: Sequence[str], generator: Generator) -> dict[str | int, int]:
     counts: dict[str | int, int] = {}
     for text in given:
         name, _, number = text.rpartition("=")
-        if not name or not number.isdecimal():
-            raise UserError(f"--count is {text}, but must be a class and a number, as in cat=100.")
+        if not name or not number.isdecimal() or len(number) > 9 or int(number) < 1:
+            raise UserError(f"--count is {text}, but must be a class and a number of images, as in cat=100.")
         labels = labels_in("--count", name, generator)
         if len(labels) > 1:
             raise UserError(f"--count is {text}, but must be one class and a number: give it once for each class.")
@@ -121,16 +124,17 @@ def _measure(arguments: argparse.Namespace, found: exported.Exported) -> None:
         raise UserError(
             f"--benefit is {arguments.benefit}, but must be numbers separated by commas, as in 20,100,1000."
         )
-    if arguments.repeats < 1:
-        raise UserError(f"--repeats is {arguments.repeats}, but must be at least 1.")
+    repeats = arguments.repeats if arguments.repeats is not None else Plan(counts=[]).seeds
+    if repeats < 1:
+        raise UserError(f"--repeats is {repeats}, but must be at least 1.")
     if arguments.per_class is not None and arguments.per_class < 1:
         raise UserError(f"--per-class is {arguments.per_class}, but must be at least 1.")
     counts, synthetic = [int(word) for word in words], arguments.per_class or SYNTHETIC
-    plan = Plan(counts=counts, seeds=arguments.repeats, synthetic=synthetic)
+    plan = Plan(counts=counts, seeds=repeats, synthetic=synthetic)
     files.check_folder("--out", arguments.out, overwrite=True)  # what is done there is not done again
     accuracies = benefit.benefit(found.recipe, plan, arguments.out, train)
     if launch.launched_ranks()[0] == 0:
-        if sum(len(next(iter(by_arm.values()))) for by_arm in accuracies.values()) < len(counts) * arguments.repeats:
+        if sum(len(next(iter(by_arm.values()))) for by_arm in accuracies.values()) < len(counts) * repeats:
             print("stopped before all was measured: the same command goes on")
         _show(accuracies)
         if arguments.json is not None:

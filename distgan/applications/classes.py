@@ -29,7 +29,7 @@ def labels_in(key: str, text: str, generator: Generator) -> tuple[int, ...]:
         found = next(((end, word) for end, word in fitting if generator.named(word) is not None), None)
         end, word = found or (1, given[1].strip())
         words = words[end:]
-        number = word.isdecimal() and found is None
+        number = word.isdecimal() and len(word) < 10 and found is None
         if not number and generator.class_counts and found is None:
             raise UserError(
                 f'{key} has "{word}", which is neither the name nor the number of a class: '

@@ -74,6 +74,9 @@ def _loaded(network: nn.Module, state: Mapping[str, Tensor], file: Path, kind: s
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in expected.items()}:
         raise UserError(_refusal(file, kind, state, expected))
     network.load_state_dict(state)
+    variances = [value for name, value in network.state_dict().items() if name.endswith("running_var")]
+    if any((value < 0).any() for value in variances):
+        raise UserError(f"{file} has negative variances in batch norm: give the state dict of a trained network.")
     return network.state_dict()
 
 

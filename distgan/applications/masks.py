@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from distgan import seeding
@@ -54,9 +54,15 @@ def _read(content: bytes | np.ndarray, name: str, size: int) -> Tensor:
     assert isinstance(content, bytes)
     try:
         with Image.open(io.BytesIO(content)) as image:
-            hidden = np.array(image.convert("L")) >= 128
+            deep = image.mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr") or "transparency" in image.info
+            hidden = np.array(ImageOps.exif_transpose(image).convert("L")) >= 128
     except Exception as error:  # for damage, Pillow raises nearly every kind of error
         raise UserError(f"the mask {name} is not a readable picture: repair or remove it.") from error
+    if deep:
+        raise UserError(
+            f"the mask {name} has transparency or more than 8 bits, so it is not clear what it hides: save it as 8-bit "
+            "grey, white where the pictures are to be repaired."
+        )
     if hidden.shape != (size, size):
         height, width = hidden.shape
         raise UserError(f"the mask {name} is {width}x{height}, but the pictures are {size}x{size}: resize it.")

@@ -1,8 +1,8 @@
 """Synthetic data sets: labelled images that a generator draws, in a form that other libraries read."""
 
 import contextlib
-import csv
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from distgan.storage import tensors
 from distgan.storage.exported import Exported
 
 FORMS = ("parquet", "folder")
-_TAG = "distgan-synthetic"  # in the card, by which a folder is known as one that may be replaced
+_HEADER = "---\ntags: [synthetic, distgan-synthetic]\n"  # of the card of a folder that may be replaced
 _ROWS = 1000  # of a row group: images in memory at once
 _PATIENCE = 10_000  # samples after which a filter may give up
 _HOPELESS = 0.001  # share of samples that pass, below which it does
@@ -63,7 +63,7 @@ def synthesize(
     Args:
         run: the folder of a run or of an exported generator, or a generator's id on the hub. It needs labels.
         out: the folder to write. It gets a card, README.md, and `data/train-00000-of-00001.parquet` or, in a folder,
-            `train/CLASS/000000.png` and `train/metadata.csv`.
+            `train/0-CLASS/000000.png` and `train/metadata.jsonl`.
         per_class: images of each class. Give this or `counts`.
         counts: images of each class by its name or label; other classes get none.
         form: `parquet` or `folder`.
@@ -85,8 +85,8 @@ def synthesize(
     if min_confidence is not None and not 0 < min_confidence < 1:
         raise UserError(f"the least confidence is {min_confidence}, but must be between 0 and 1.")
     files.check_folder("--out", folder, overwrite=overwrite)
-    inside = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if inside and (_TAG not in _text(folder / "README.md") or inside - {"README.md", "data", "train"}):
+    inside = {file.name for file in folder.iterdir() if file.name[0] != "."} if folder.is_dir() else set()
+    if inside and (not _text(folder / "README.md").startswith(_HEADER) or inside - {"README.md", "data", "train"}):
         raise UserError(
             f"--out is {folder}, which holds something else than a synthetic data set: choose a new folder."
         )
@@ -96,7 +96,15 @@ def synthesize(
         judge = _judge(found, ranks) if min_confidence is not None else None
         drawn: dict[int, int] = {}
         names = class_names(found.generator)
-        writing = _OnRankZero(folder, ranks, names, form=form, confidence=judge is not None, total=sum(wanted.values()))
+        writing = _OnRankZero(
+            folder,
+            ranks,
+            names,
+            form=form,
+            confidence=judge is not None,
+            total=sum(wanted.values()),
+            overwrite=overwrite,
+        )
         with writing as data_set:
             for label, count in wanted.items():
                 for images, so_far in _of_class(found.generator, label, count, seed, judge, min_confidence, ranks):
@@ -238,9 +246,17 @@ class _OnRankZero:
     """A data set that rank zero writes, whole or not at all; the other ranks write nothing."""
 
     def __init__(
-        self, folder: Path, ranks: Ranks, classes: Sequence[str], *, form: str, confidence: bool, total: int
+        self,
+        folder: Path,
+        ranks: Ranks,
+        classes: Sequence[str],
+        *,
+        form: str,
+        confidence: bool,
+        total: int,
+        overwrite: bool,
     ) -> None:
-        self._folder, self._writes = folder, ranks.rank == 0
+        self._folder, self._writes, self._overwrite = folder, ranks.rank == 0, overwrite
         self._how: dict[str, Any] = {"classes": classes, "form": form, "confidence": confidence}
         self._progress, self._ranks = shown(range(total), "drawing", total), ranks
 
@@ -248,7 +264,7 @@ class _OnRankZero:
         with contextlib.ExitStack() as undo:
             if self._writes:
                 undo.enter_context(files.written("--out", self._folder))
-                self._partial = undo.enter_context(files.whole_folder(self._folder))
+                self._partial = undo.enter_context(files.whole_folder(self._folder, overwrite=self._overwrite))
                 self._add = undo.enter_context(write(self._partial, **self._how))
             self._open = undo.pop_all()
         return self
@@ -317,11 +333,12 @@ def _parquet(folder: Path, classes: Sequence[str], with_confidence: bool) -> Ite
 
 @contextlib.contextmanager
 def _folder(folder: Path, classes: Sequence[str], with_confidence: bool) -> Iterator[_Add]:
-    safe, numbers = in_file_names(classes), dict.fromkeys(range(len(classes)), 0)
+    # A label before the name keeps the order of classes, and makes any name a harmless one: test, None, .net
+    digits = len(str(len(classes) - 1))
+    safe = [f"{label:0{digits}}-{name}" for label, name in enumerate(in_file_names(classes))]
+    numbers = dict.fromkeys(range(len(classes)), 0)
     (folder / "train").mkdir()
-    with (folder / "train" / "metadata.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["file_name", "label", *(["confidence"] if with_confidence else [])])
+    with (folder / "train" / "metadata.jsonl").open("w", encoding="utf-8") as stream:
 
         def add(images: Images) -> None:
             of_class = folder / "train" / safe[images.label]
@@ -330,8 +347,10 @@ def _folder(folder: Path, classes: Sequence[str], with_confidence: bool) -> Iter
                 file = of_class / f"{numbers[images.label]:06d}.png"
                 numbers[images.label] += 1
                 file.write_bytes(_png(image))
-                more = [f"{images.confidence[i]:.4f}"] if images.confidence is not None else []
-                table.writerow([f"{of_class.name}/{file.name}", classes[images.label], *more])
+                row: dict[str, Any] = {"file_name": f"{of_class.name}/{file.name}", "label": classes[images.label]}
+                if images.confidence is not None:
+                    row["confidence"] = float(images.confidence[i])
+                stream.write(json.dumps(row) + "\n")
 
         yield add
 
@@ -368,9 +387,7 @@ def _card(
         else "No image was left out."
     )
     table = "\n".join(rows)
-    return f"""---
-tags: [synthetic, {_TAG}]
-task_categories: [image-classification]
+    return f"""{_HEADER}task_categories: [image-classification]
 ---
 # Synthetic images
 

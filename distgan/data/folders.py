@@ -28,10 +28,10 @@ def folder(data: DataConfig) -> Source:
     root = Path(data.path)
     if not paths.exists(root):
         raise UserError(f"data.path is {root}, but there is no such folder or zip archive: check the path.")
-    archive = root.is_file()
-    tree = _archive(root) if archive else _tree(root)
+    is_archive = root.is_file()
+    tree = archive(root) if is_archive else walked(root)
     with tree.open() as read:
-        found = arrange(tree.names, split=data.split, where=str(root), read=read, archive=archive)
+        found = arrange(tree.names, split=data.split, where=str(root), read=read, archive=is_archive)
 
     def records(every: int) -> Iterator[Record]:
         with tree.open() as read:
@@ -50,7 +50,7 @@ def folder(data: DataConfig) -> Source:
         count=len(found.names),
         channels=3,
         classes=found.classes,
-        files=(root,) if archive else tuple(root / name for name in found.names),
+        files=(root,) if is_archive else tuple(root / name for name in found.names),
         salt=json.dumps(found.salt),
         left_out=f"left out of {root}: {', '.join(left_out)}" if left_out else "",
         strays=found.strays,
@@ -161,25 +161,25 @@ def _identity(folder: "Path | os.DirEntry[str]") -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _tree(root: Path) -> Tree:
+def walked(root: Path) -> Tree:
     """Lists the files in a folder."""
-    walked = _walk(root)
+    found = _walk(root)
 
     @contextlib.contextmanager
     def opened() -> Iterator[Callable[[str], bytes]]:
         yield lambda name: contents(root / name)
 
     left_out = []
-    if walked.broken:
-        left_out.append(counted(walked.broken, "broken link"))
-    if walked.again:
-        left_out.append(counted(walked.again, "link") + " to a folder that is read already")
-    if walked.special:
-        left_out.append(f"{counted(walked.special, 'special file')}, such as pipes or devices")
-    return Tree(names=walked.names, open=opened, left_out=left_out)
+    if found.broken:
+        left_out.append(counted(found.broken, "broken link"))
+    if found.again:
+        left_out.append(counted(found.again, "link") + " to a folder that is read already")
+    if found.special:
+        left_out.append(f"{counted(found.special, 'special file')}, such as pipes or devices")
+    return Tree(names=found.names, open=opened, left_out=left_out)
 
 
-def _archive(file: Path) -> Tree:
+def archive(file: Path) -> Tree:
     """Lists the files in a zip archive. Raises UserError if the file is something else."""
     if file.suffix.lower() != ".zip" and not zipfile.is_zipfile(file):
         place = file if file.name.endswith((".tar.gz", ".tgz")) else file.parent  # other sources take folders

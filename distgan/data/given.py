@@ -2,17 +2,19 @@
 
 import contextlib
 import itertools
+import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from distgan.data.arrangement import endings, left_behind
 from distgan.data.decode import DeepError, UndecodableError, extent, picture
 from distgan.data.depth import Scale, scale_of
-from distgan.data.folders import folder
+from distgan.data.folders import archive, walked
 from distgan.data.records import Record, contents
 from distgan.data.store import load, refuse_another_shape
 from distgan.errors import UserError
@@ -40,8 +42,6 @@ def given(
             is false.
     """
     records = list(itertools.islice(_records(path), num))
-    if not records:
-        raise UserError(f"{path} holds no pictures: give a picture, or a folder or zip archive of pictures.")
     if not fit:
         for record in records:
             refuse_another_shape(record, size=size, channels=channels, hint="add --fit to crop and resize the pictures")
@@ -63,7 +63,7 @@ def _records(path: str) -> Iterator[Record]:
     if not file.exists():
         raise UserError(f"{path} does not exist: give a picture, or a folder or zip archive of pictures.")
     if file.suffix == ".npz":
-        return (Record(f"image {i} of {path}", image, None) for i, image in enumerate(_array(file)))
+        return (Record(f"{file.stem}-{i:06d}", image, None) for i, image in enumerate(_array(file)))
     if file.is_file() and is_picture(file):
         return iter([Record(str(file), contents(file), None)])
     return records_in("PICTURES", path)
@@ -84,15 +84,32 @@ def _array(file: Path) -> np.ndarray:
 
 
 def records_in(key: str, path: str) -> Iterator[Record]:
-    """Returns the pictures of a folder or zip archive, which messages call `key`.
+    """Returns the pictures of a folder or zip archive, whatever its sub-folders are called; messages call it `key`.
 
     Raises:
-        UserError: it is empty, damaged or unreadable.
+        UserError: there are none, or it is damaged or unreadable.
     """
+    root = Path(path)
+    if root.is_file() and not zipfile.is_zipfile(root):
+        raise UserError(
+            f"{key} is {path}, which is neither a readable picture nor a folder or zip archive of pictures."
+        )
     try:
-        return folder(DataConfig(source="folder", path=path)).records(1)
+        tree = archive(root) if root.is_file() else walked(root)
     except UserError as error:
         raise UserError(str(error).replace("data.path", key)) from error
+    chosen = sorted(
+        name for name in tree.names if PurePath(name).suffix.lower() in endings() and left_behind(name) is None
+    )
+    if not chosen:
+        raise UserError(f"{key} is {path}, which holds no pictures: give another folder or archive.")
+
+    def records() -> Iterator[Record]:
+        with tree.open() as read:
+            for name in chosen:
+                yield Record(str(root / name), read(name), None)
+
+    return records()
 
 
 def is_picture(file: Path) -> bool:

@@ -35,6 +35,8 @@ def sizes(state: Mapping[str, Tensor]) -> dict[str, int] | None:
     if len(weights) < 2 or any(weight.shape[2:] != (4, 4) for weight in weights):
         return None
     first, last, count = weights[0], weights[-1], len(weights) - 1
+    if min(first.shape[0], last.shape[1], first.shape[1] // 2 ** (count - 1)) == 0 and last.shape[0] != 1:
+        return None
     found = {"image_size": 4 * 2**count}
     if last.shape[0] == 1:  # one logit
         return {**found, "channels": first.shape[1], "width": first.shape[0]}

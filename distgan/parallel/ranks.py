@@ -7,6 +7,7 @@ limit, so that a slow rank makes no other one time out. The watchdog notices ran
 
 import json
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -330,6 +331,24 @@ class Ranks:
 
 
 @contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into an exception, as Ctrl-C is one, so that temporary files are removed."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def together(described: dict[str, Any]) -> Iterator[Ranks]:
     """Collective: joins the ranks of a command that does not train, in full precision.
 
@@ -340,7 +359,7 @@ def together(described: dict[str, Any]) -> Iterator[Ranks]:
         UserError: the launcher's settings or the GPUs do not fit, or a rank differs.
     """
     launch.check_launcher()
-    with Ranks(timeout=RunConfig(dir=".").timeout) as ranks:
+    with _ended_by_signals(), Ranks(timeout=RunConfig(dir=".").timeout) as ranks:
         with ranks.alone():
             launch.check_gpus()
         ranks.join()

@@ -78,9 +78,11 @@ def find(path: str, *, raw: bool = False) -> Exported:
     """
     folder, generator, step, spec, model = _load(path)
     exported, run = folder / "recipe.yaml", Places(folder.absolute().parent)
-    of_run = next((recipe.load(file) for file in (exported, run.config) if file.exists()), None)
-    extractor = folder / run.extractor.name if exported.exists() else run.extractor
-    places = run if run.config.exists() and not exported.exists() else None
+    of_a_run = folder.name in (run.generator.name, run.generator_best.name) and not exported.exists()
+    places = run if of_a_run and run.config.exists() else None
+    file = exported if exported.exists() else run.config
+    of_run = _recipe(file) if exported.exists() or places is not None else None
+    extractor = run.extractor if places is not None else folder / run.extractor.name
     measured = report.read(folder)
     if raw:
         newest = checkpoint.newest(Places(path).checkpoints, set_aside=False)
@@ -93,6 +95,13 @@ def find(path: str, *, raw: bool = False) -> Exported:
         step, measured = checkpoint.step_of(newest), None
     at_hand = measured if measured is not None and measured.step == step else None
     return Exported(generator, spec, step, of_run, extractor, at_hand, places, folder, model)
+
+
+def _recipe(file: Path) -> Config:
+    try:
+        return recipe.load(file)
+    except UserError as error:
+        raise UserError(f"{file} is not a recipe of distgan ({error}): restore it from a copy.") from error
 
 
 def load_generator(path: str | os.PathLike[str]) -> Generator:
@@ -172,7 +181,9 @@ def _load(path: str | os.PathLike[str]) -> tuple[Path, Generator, int, ImageSpec
         spec, step = ImageSpec(**config["images"]), config["step"]
         model = ModelConfig(**config["model"])
         generator = build_generator(model, spec)
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # ValueError: no JSON, no UTF-8, or a strange size
         raise UserError(
             f"{folder / 'config.json'} does not describe a generator of distgan: give the folder of a run or of an "
             "export."

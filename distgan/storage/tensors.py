@@ -10,6 +10,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -66,7 +67,7 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     """Reads the state dict of a network that other code has trained: safetensors, or a pickle by torch's reader that
     takes only tensors and plain containers out of one.
 
-    Names lose the prefix that DataParallel and DDP add.
+    Names lose the prefixes that DataParallel, DDP and torch.compile add.
 
     Raises:
         UserError: the file cannot be read, is neither, or holds something else than tensors by name.
@@ -76,23 +77,30 @@ def read_state_dict(file: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): check the path.") from error
     try:
-        found = (
-            tensors_from_bytes(content)
-            if file.suffix == ".safetensors"
-            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
+        found = tensors_from_bytes(content)
+    except SafetensorError:
+        found = _unpickled(file, content)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        what = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise UserError(
+            f"{file} holds {what}, which is no state dict: save one network's in it, with "
+            "torch.save(network.state_dict(), FILE)."
         )
+    for name, value in found.items():
+        plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex() or not value.double().isfinite().all():
+            raise UserError(f"{file} has {name}, which is NaN, infinite or no plain tensor: save the network again.")
+    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in found.items()}
+
+
+def _unpickled(file: Path, content: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # for what is no such file, torch raises nearly every kind of error
         raise UserError(
             f"{file} is neither safetensors nor a state dict that torch reads with weights only: save it again with "
             "torch.save(network.state_dict(), FILE)."
         ) from error
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        what = f"{', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else type(found).__name__
-        raise UserError(
-            f"{file} holds {what}, and not only tensors: save one network's state dict in it, with "
-            "torch.save(network.state_dict(), FILE)."
-        )
-    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:

@@ -181,7 +181,7 @@ def test_two_processes_find_what_one_finds(plain, pictures, tmp_path):
         (["invert", "G", "noise.npz"], ["noise.npz is no .npz file with an array arr_0"]),
         (["invert", "G", "other.npz"], ["other.npz is no .npz file with an array arr_0"]),
         (["invert", "G", "floats.npz"], ["floats.npz is float64 (2, 32, 32, 3)", "uint8 (N, H, W, 3)"]),
-        (["invert", "G", "small.npz"], ["image 0 of small.npz is 16x16x3", "--fit"]),
+        (["invert", "G", "small.npz"], ["small-000000 is 16x16x3", "--fit"]),
         (["invert", "G", "test"], ["PICTURES is test", "no recipe"]),
         (["invert", "G", "p", "--out=there.safetensors"], ["there.safetensors", "exists", "--overwrite"]),
         (["invert", "G", "p", "--out=l.npz"], ["l.npz", ".safetensors"]),
@@ -200,8 +200,22 @@ def test_two_processes_find_what_one_finds(plain, pictures, tmp_path):
         (["inpaint", "G", "p", "--mask=center", "--out=full"], ["full, which is not empty (it has cat)"]),
         (["inpaint", "G", "p", "--mask=center", "--out=there.png"], ["there.png, which is a file"]),
         (["inpaint", "G", "p", "--mask=center", "--out=no/r"], ["no folder no"]),
-        (["inpaint", "G", "p", "--mask=center", "--out=p", "--overwrite"], ["--out is p, which is in p"]),
-        (["inpaint", "G", "p", "--mask=small", "--out=small/r"], ["--out is small/r, which is in small"]),
+        (["inpaint", "G", "p", "--mask=center", "--out=p", "--overwrite"], ["--out is", "PICTURES is read from there"]),
+        (["inpaint", "G", "p/x.png", "--mask=center", "--out=p", "--overwrite"], ["--out is", "PICTURES is read"]),
+        (["inpaint", "G", "links", "--mask=center", "--out=p", "--overwrite"], ["--out is", "PICTURES is read"]),
+        (["inpaint", "G", "p", "--mask=center", "--out=r", "--grid=r/x.png"], ["--grid is", "--out is written"]),
+        (
+            ["inpaint", "G", "p", "--mask=center", "--out=empty", "--grid=empty/x.png"],
+            ["--grid is", "--out is written"],
+        ),
+        (["invert", "G", "p", "--json=p/x.png"], ["--json is", "PICTURES is read from there"]),
+        (["invert", "G", "p", "--out=l.safetensors", "--json=l.safetensors"], ["written there, too"]),
+        (["inpaint", "G", "p", "--mask=small", "--out=small/r"], ["--out is", "--mask is read from there"]),
+        (["inpaint", "G", "p", "--mask=alpha.png", "--out=r"], ["alpha.png has transparency"]),
+        (["inpaint", "G", "p", "--mask=deep.png", "--out=r"], ["deep.png has transparency or more than 8 bits"]),
+        (["invert", "G", "p", f"--out={'n' * 240}.safetensors"], ["too long"]),
+        (["interpolate", "G", "--fps=3000000000"], ["--fps is 3000000000", "1 to 100"]),
+        (["interpolate", "G", "--seed=3"], ["--seed has no meaning without --classes"]),
         (["interpolate", "G", "--seeds=1"], ["--seeds 1 gives one image", "at least two"]),
         (["interpolate", "G", "--seeds=1,b"], ["--seeds is 1,b", "numbers"]),
         (["interpolate", "G", "--classes=cat,dog"], ["trained without labels"]),
@@ -209,7 +223,7 @@ def test_two_processes_find_what_one_finds(plain, pictures, tmp_path):
         (["interpolate", "G", "--out=there.gif"], ["there.gif, which exists", "--overwrite"]),
         (["interpolate", "G", "--steps=0"], ["--steps is 0"]),
         (["interpolate", "G", "--latents=there.safetensors"], ["holds w, but no latents"]),
-        (["interpolate", "G", "--latents=wide.safetensors"], ["shape (2, 9)", "(N, 16)"]),
+        (["interpolate", "G", "--latents=wide.safetensors"], ["float32 (2, 9)", "(N, 16)"]),
         (["interpolate", "G", "--latents=labels.safetensors"], ["has labels, but the generator takes none"]),
         (["sample", "G", "--latents=nan.safetensors"], ["NaN or infinite"]),
         (["sample", "G", "--latents=nan.safetensors", "--num=3"], ["leave --num or --latents out"]),
@@ -230,6 +244,10 @@ def test_mistakes_are_said_before_any_work(plain, tmp_path, monkeypatch, capfd, 
     np.savez("small.npz", np.zeros((2, 16, 16, 3), dtype=np.uint8))
     (tmp_path / "there.gif").write_bytes(b"")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "l.png").symlink_to(tmp_path / "p" / "x.png")
+    Image.new("RGBA", (32, 32), (255, 255, 255, 99)).save("alpha.png")
+    Image.fromarray(np.full((32, 32), 300, dtype=np.uint16)).save("deep.png")
     (tmp_path / "full" / "cat").mkdir(parents=True)
     for name, found in {
         "there": {"w": torch.zeros(1)},

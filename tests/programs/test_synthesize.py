@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 
@@ -12,11 +13,12 @@ import torch
 import torchvision
 from PIL import Image
 from scipy import stats
-from support.commands import complaint
+from support.commands import BIN, complaint
 from support.generators import NAMES, exported
 from support.programs import launch
+from support.runs import wait_for
 
-from distgan import cli, data, load_generator
+from distgan import cli, data, files, load_generator
 from distgan.applications import benefit
 from distgan.applications.benefit import Plan
 from distgan.data import sources
@@ -84,12 +86,50 @@ def test_other_libraries_read_what_is_written(labelled, tmp_path, form):
     ours = DataConfig(source="hub", path=str(out)) if form == "parquet" else DataConfig(source="folder", path=str(out))
     source = sources.find(ours)
     assert source.count == 73
-    assert source.classes == (NAMES if form == "parquet" else ("big_red", "cat"))
+    assert source.classes == (NAMES if form == "parquet" else ("0-cat", "2-big_red"))
     if form == "folder":
         assert len(torchvision.datasets.ImageFolder(out / "train")) == 73
     card = (out / "README.md").read_text()
     for words in ("Every image of this data set is synthetic", "| cat | 70 | 70 |", "| big, red | 3 | 3 |", "Seed: 4"):
         assert words in card
+
+
+def test_class_names_of_every_kind_stay_what_they_are(tmp_path):
+    names = ("test", "None", "01", "1", ".net", "..", "True", "a/b")
+    folder = exported(tmp_path / "g", names=names)
+    for form in ("parquet", "folder"):
+        out = tmp_path / form
+        assert cli.main(["synthesize", str(folder), f"--out={out}", "--per-class=2", f"--form={form}"]) == 0
+        found = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))["train"]
+        labels = found["label"] if form == "folder" else map(found.features["label"].int2str, found["label"])
+        assert sorted(labels) == sorted(2 * names)
+    source = sources.find(DataConfig(source="folder", path=str(tmp_path / "folder")))
+    assert source.count == 16
+    assert len(source.classes) == 8
+
+
+def test_what_another_program_has_written_meanwhile_is_not_lost(tmp_path):
+    """Both checked an empty place before they began."""
+    for existed in (False, True):
+        place = tmp_path / str(existed)
+        if existed:
+            place.mkdir()
+        with pytest.raises(OSError, match=r"written|not empty"), files.whole_folder(place) as partial:
+            (partial / "ours").write_text("")
+            place.mkdir(exist_ok=True)
+            (place / "theirs").write_text("")
+        assert [file.name for file in place.rglob("*")] == ["theirs"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing_behind(labelled, tmp_path, number):
+    argv = [BIN / "distgan", "synthesize", labelled, f"--out={tmp_path}/out", "--per-class=1000000"]
+    running = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE)
+    wait_for(lambda: list(tmp_path.iterdir()))
+    running.send_signal(number)
+    assert running.wait(60) != 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_balanced_set_leaves_out_classes_that_were_never_seen(labelled, tmp_path):
@@ -168,6 +208,10 @@ def test_any_number_is_written_in_constant_memory(labelled, tmp_path, form):
         (["--count=catt=3"], ['"catt"', 'did you mean "cat"?']),
         (["--count=empty=3"], ["empty", "none of the training images"]),
         (["--count=cat=3", "--count=cat=4"], ["cat twice"]),
+        (["--count=cat=0"], ["--count is cat=0"]),
+        ([f"--count=cat={'9' * 5000}"], ["as in cat=100"]),
+        (["--per-class=3", "--repeats=3"], ["--repeats has no meaning"]),
+        (["--per-class=3", "--json=out"], ["written there, too"]),
         (["--per-class=1", "--min-confidence=1"], ["least confidence is 1"]),
         (["--per-class=1", "--min-confidence=0.5"], ["a filter needs the classifier"]),
         (["--per-class=1", "--out=full"], ["full, which is not empty"]),
@@ -204,7 +248,7 @@ def test_only_a_synthetic_data_set_is_replaced(labelled, tmp_path):
     for count in (30, 5):
         argv = ["synthesize", str(labelled), f"--out={out}", f"--count=cat={count}", "--form=folder", "--overwrite"]
         assert cli.main(argv) == 0
-        assert len(list((out / "train" / "cat").iterdir())) == count
+        assert len(list((out / "train" / "0-cat").iterdir())) == count
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 

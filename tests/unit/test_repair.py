@@ -45,6 +45,28 @@ def test_a_blend_solves_poissons_equation(kind):
     assert (ours.numpy() == expected).mean() > 0.99  # but for halves that round either way
 
 
+def test_the_agreement_is_the_least_squares_factor():
+    (picture,), (hidden,) = pictures(1), holes("center")
+    picture = picture / 127.5 - 1
+    image = 0.5 * picture + 0.3 * torch.randn(3, SIZE, SIZE)
+    image[:, hidden] = torch.randn(3, int(hidden.sum()))  # not looked at
+    pairs = [
+        (one[c, p, q], one[c, r, s])
+        for one in (image.double(), picture.double())
+        for c in range(3)
+        for p, q in np.ndindex(SIZE, SIZE)
+        for r, s in ((p + 1, q), (p, q + 1))
+        if r < SIZE and s < SIZE and not hidden[p, q] and not hidden[r, s]
+    ]
+    differences = np.array([float(b - a) for a, b in pairs]).reshape(2, -1)
+    (expected,), *_ = np.linalg.lstsq(differences[0][:, None], differences[1], rcond=None)
+    assert 0 < expected < 1
+    assert repair.agreement(picture, image, hidden) == pytest.approx(expected)
+    assert repair.agreement(picture, picture, hidden) == pytest.approx(1)
+    assert repair.agreement(picture, -picture, hidden) == 0
+    assert repair.agreement(picture, torch.zeros(3, SIZE, SIZE), hidden) == 0
+
+
 def test_no_seam_remains_where_the_image_is_only_darker():
     (picture,), (hidden,) = pictures(1) // 2 + 64, holes("center")
     darker = picture.double() / 127.5 - 1 - 0.3
