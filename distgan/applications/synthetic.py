@@ -387,7 +387,13 @@ def _card(
         else "No image was left out."
     )
     table = "\n".join(rows)
+    files_of_train = {"parquet": "data/*.parquet", "folder": "train/**"}[form]
     return f"""{_HEADER}task_categories: [image-classification]
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "{files_of_train}"
 ---
 # Synthetic images
 
