@@ -38,6 +38,6 @@ def spherical(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     the angle is nearly 0 or half a turn, in a straight line.
     """
     angle = torch.acos(torch.nn.functional.cosine_similarity(a, b, dim=0).clamp(-1, 1))
-    if torch.sin(angle) < 1e-4:
+    if torch.sin(angle) < 1e-3:  # in float32 the angle of a vector with itself may be 3e-4
         return torch.lerp(a, b, t[:, None])
     return (torch.sin((1 - t) * angle)[:, None] * a + torch.sin(t * angle)[:, None] * b) / torch.sin(angle)
