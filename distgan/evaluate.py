@@ -15,13 +15,11 @@ from distgan.errors import UserError, nearest
 from distgan.evaluation import Evaluation
 from distgan.evaluation.weights import Weights
 from distgan.parallel import launch
-from distgan.parallel.ranks import Ranks
-from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, RunConfig
+from distgan.parallel.ranks import TIMEOUT, Ranks
+from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig
 from distgan.storage import exported
 from distgan.storage.exported import Exported
 from distgan.storage.report import Report
-
-_TIMEOUT = RunConfig(dir=".").timeout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,26 +87,19 @@ def evaluate(
     )[0]
 
 
-def _evaluate(
-    run: str,
-    *,
-    extractor: str | None,
-    extractor_weights: str | None,
-    metrics: Sequence[str] | None,
-    num: int,
-    reference: str | None,
-    weights: str,
-    seed: int,
-) -> tuple[Report, Weights]:
-    """Collective: returns the measurement, and the weights of the extractor that was used."""
+def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Report, Weights]:
+    """Collective: returns the measurement, and the weights of the extractor that was used.
+
+    `settings` are those of `_config`.
+    """
     if weights not in ("averaged", "raw"):
         raise UserError(f'the weights are "{weights}", but must be averaged or raw.')
     launch.check_launcher()
-    with Ranks(timeout=_TIMEOUT) as ranks:
+    with Ranks(timeout=TIMEOUT) as ranks:
         with ranks.alone():
             launch.check_gpus()
             found = exported.find(run, raw=weights == "raw")
-            config = _config(found.recipe, extractor, extractor_weights, metrics, num, reference)
+            config = _config(found.recipe, **settings)
             images = _data(found, config)
             evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
@@ -161,6 +152,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _config(
     recipe: Config | None,
+    *,
     extractor: str | None,
     extractor_weights: str | None,
     metrics: Sequence[str] | None,

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from distgan.errors import UserError
@@ -61,30 +61,6 @@ def _check_parent(key: str, place: Path) -> None:
         raise UserError(f"{key} is {place}, but {written_in} cannot be written: choose another place.")
     if len(os.fsencode(target.name)) > _LONGEST:
         raise UserError(f"{key} is {place}, whose name is too long: choose one of at most {_LONGEST} bytes.")
-
-
-def refuse_mixing(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path]) -> None:
-    """Checks that no result is written over another result, or over what it is made of.
-
-    Args:
-        outputs: places that will be written, by the options that name them; None for one that is not asked for.
-        inputs: files and folders that are read. Folders are looked through, with the links in them.
-
-    Raises:
-        UserError: two places are the same, or one is inside the other.
-    """
-    there = {key: Path(os.path.realpath(place)) for key, place in outputs.items() if place is not None}
-    read: dict[str, set[Path]] = {}
-    for what, given in inputs.items():
-        inside = [*Path(given).rglob("*")] if Path(given).is_dir() else []
-        read[what] = {Path(os.path.realpath(file)) for file in (given, *inside)}
-    for key, place in there.items():
-        for what, files in read.items():
-            if files & {place, *place.parents} or any(place in file.parents for file in files):
-                raise UserError(f"{key} is {place}, but {what} is read from there: choose a place outside of it.")
-        for other, another in there.items():
-            if other != key and place in (another, *another.parents):
-                raise UserError(f"{other} is {another}, but {key} is written there, too: choose different places.")
 
 
 @contextlib.contextmanager

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from distgan import files, paths, pictures
+from distgan import data, files, paths, pictures
 from distgan.applications import given, repair
 from distgan.applications.masks import KINDS, masks
 from distgan.applications.repair import inpaint
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     files.check_folder("--out", arguments.out, overwrite=arguments.overwrite)
     inputs = {"PICTURES": arguments.pictures, "--mask": arguments.mask}
     outputs = {"--out": arguments.out, "--grid": arguments.grid, "--json": arguments.json}
-    files.refuse_mixing(outputs, {key: place for key, place in inputs.items() if Path(place).exists()})
+    data.refuse_mixing(outputs, {key: place for key, place in inputs.items() if Path(place).exists()})
     if arguments.grid is not None:
         pictures.check(arguments.grid, key="--grid", overwrite=arguments.overwrite)
     check_json(arguments.json)
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with files.written("--out", arguments.out), files.filled(arguments.out) as partial:
         for file, picture in zip(_file_names(names), repaired.pictures, strict=True):
-            Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy()).save(partial / file)
+            pictures.one(picture).save(partial / file)
     if not repaired.with_discriminator:
         print("without a discriminator (a run's folder has one): by the known pixels alone")
     measured = arguments.mask in KINDS or arguments.whole

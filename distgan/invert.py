@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from distgan import files, paths, pictures
+from distgan import data, files, paths, pictures
 from distgan.applications import given
 from distgan.applications.inversion import Inverted, invert
 from distgan.cli import check_json, write_json
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_json(arguments.json)
     outputs = {"--out": arguments.out, "--grid": arguments.grid, "--json": arguments.json}
     read = {"PICTURES": arguments.pictures} if Path(arguments.pictures).exists() else {}
-    files.refuse_mixing(outputs, read)
+    data.refuse_mixing(outputs, read)
     found = exported.find(arguments.run)
     names, wanted = given.pictures(arguments.pictures, found, fit=arguments.fit, num=arguments.num)
     inverted = invert(found, wanted, steps=arguments.steps, restarts=arguments.restarts, seed=arguments.seed)

@@ -12,6 +12,11 @@ from distgan import files
 from distgan.errors import UserError
 
 
+def one(image: Tensor) -> Image.Image:
+    """Returns an image, uint8 (C, H, W), as a picture of Pillow's: grey if C is 1."""
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+
+
 def grid(images: Tensor, *, columns: int | None = None) -> Image.Image:
     """Lays out images, uint8 (N, C, H, W), in rows of `columns`; if unset, about the square root of N."""
     columns = columns or max(1, round(len(images) ** 0.5))

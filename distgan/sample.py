@@ -1,6 +1,7 @@
 """Draws images from a trained generator: one picture of them all, a PNG of each, or an array."""
 
 import argparse
+import itertools
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distgan import files, paths, pictures
@@ -143,30 +143,19 @@ def _form(given: str) -> _Write:
 
 def _grid(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
     images = torch.cat([images for images, _ in chunks])
-    picture = pictures.grid(images, columns=drawn.columns)
-    with files.whole(out) as partial:
-        picture.save(partial, "PNG")
+    pictures.save(pictures.grid(images, columns=drawn.columns), out)
 
 
 def _folder(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
     """Writes 000000.png, 000001.png, ...; with labels 000000-CLASS.png. After an error, none is left."""
-    made = not out.exists()
-    out.mkdir(exist_ok=True)
     digits = max(6, len(str(drawn.total - 1)))
     names = in_file_names(drawn.class_names)
-    written = 0
-    try:
+    numbers = itertools.count()
+    with files.whole_folder(out) as partial:
         for images, labels in chunks:
             for i, image in enumerate(images):
                 of = f"-{names[labels[i]] if names else labels[i]}" if labels else ""
-                Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(out / f"{written:0{digits}}{of}.png")
-                written += 1
-    except BaseException:
-        for file in out.glob("[0-9]*.png"):  # there was nothing in the folder
-            file.unlink()
-        if made:
-            out.rmdir()
-        raise
+                pictures.one(image).save(partial / f"{next(numbers):0{digits}}{of}.png")
 
 
 def _array(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distgan import files, paths
+from distgan import data, files, paths
 from distgan.applications import benefit
 from distgan.applications.benefit import SYNTHETIC, Plan
 from distgan.applications.classes import labels_in
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parse(argv)
     check_json(arguments.json)
-    files.refuse_mixing({"--out": arguments.out, "--json": arguments.json}, {})
+    data.refuse_mixing({"--out": arguments.out, "--json": arguments.json}, {})
     if arguments.benefit is None and arguments.repeats is not None:
         raise UserError("--repeats has no meaning without --benefit: leave it out.")
     found = exported.find(arguments.run)

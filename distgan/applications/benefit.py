@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import t
+from scipy.special import stdtrit  # scipy.stats has it, too, but takes a second to import
 from torch import Tensor
 
 from distgan import data, files, recipe, seeding
@@ -28,6 +28,7 @@ from distgan.parallel.ranks import Ranks, together
 from distgan.progress import shown
 from distgan.recipe import Config, DataConfig, RunConfig
 from distgan.storage import exported
+from distgan.storage.places import Places
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     array = np.array(values)
     if len(array) < 2:
         return float(array.mean()), float("nan")
-    return float(array.mean()), float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+    return float(array.mean()), float(stdtrit(len(array) - 1, 0.975) * array.std(ddof=1) / len(array) ** 0.5)
 
 
 def _one(
@@ -158,16 +159,22 @@ def _one(
 
     What is done already is read. None if the training was stopped; then the same call goes on with it.
     """
-    done = _on_rank_zero(lambda: _read(place / "accuracies.json"))
-    if done is not None:
-        return done
     assert images.labels is not None and images.classes is not None and test.labels is not None
     chosen = _subset(images.labels, len(images.classes), count, seed)
     pixels, labels = images.pixels[chosen], images.labels[chosen]
 
-    # A generator of these images only.
+    # What is done already. Otherwise, a generator of these images only.
     classes = images.classes
-    _on_rank_zero(lambda: _write_real(place / "real", pixels, labels, classes))
+
+    def begin() -> dict[str, float] | None:
+        done = _read(place / "accuracies.json")
+        if done is None:
+            _write_real(place / "real", pixels, labels, classes)
+        return done
+
+    done = _on_rank_zero(begin)
+    if done is not None:
+        return done
     channels: Any = images.channels
     only = DataConfig(
         source="hub",
@@ -188,11 +195,13 @@ def _one(
         eval=dataclasses.replace(config.eval, every=None),
     )
     train(alone)
-    if _on_rank_zero(lambda: exported.find(str(place / "run")).step) < alone.train.steps:
+    generator, synthetic = Places(place / "run").generator, place / "synthetic"
+    reached, drawn_before = _on_rank_zero(lambda: (exported.step_of(generator), synthetic.exists()))
+    if reached != alone.train.steps:
         return None
-    if not _on_rank_zero((place / "synthetic").exists):
-        synthesize(place / "run", place / "synthetic", per_class=plan.synthetic, seed=seed)
-    drawn = data.load(dataclasses.replace(only, path=str(place / "synthetic"), flip=False))
+    if not drawn_before:
+        synthesize(place / "run", synthetic, per_class=plan.synthetic, seed=seed)
+    drawn = data.load(dataclasses.replace(only, path=str(synthetic), flip=False))
     assert drawn.labels is not None
 
     # The classifiers, which the ranks share among themselves.

@@ -54,16 +54,13 @@ def import_networks(generator: Path, discriminator: Path | None, to: Path) -> Im
         d_width=judged["width"] if judged is not None else None,
         d_norm="batch" if judge is None or any(name.endswith("running_mean") for name in judge) else "none",
     )
-    networks = models.build(model, spec, seed=0)
-    loaded = [
-        _loaded(network, state, file, kind)
-        for network, state, file, kind in zip(
-            networks, (weights, judge), (generator, discriminator), ("generator", "discriminator"), strict=True
-        )
-        if state is not None and file is not None
-    ]
+    G, D = models.build(model, spec, seed=0)
+    state_G = _loaded(G, weights, generator, "generator")
+    state_D = None
+    if discriminator is not None and judge is not None:
+        state_D = _loaded(D, judge, discriminator, "discriminator")
     with files.written("--to", to):
-        save_generator(to, loaded[0], model, spec, step=0, discriminator=loaded[1] if len(loaded) > 1 else None)
+        save_generator(to, state_G, model, spec, step=0, discriminator=state_D)
     return spec
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distgan.applications.search import Loss, Settings, Wanted, check, on_device, opened, scaled, search
-from distgan.models import Discriminator, eval_mode, frozen, to_bytes
-from distgan.parallel.ranks import together
+from distgan.applications.search import Loss, Settings, Wanted, opened, searching
+from distgan.models import Discriminator, from_bytes, to_bytes
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
@@ -51,15 +50,12 @@ def invert(
         UserError: there is no generator, or the pictures or numbers do not fit.
     """
     found, pictures = opened(run), pictures.cpu()
-    check(pictures, found.spec, steps=steps, restarts=restarts)
-    generator, discriminator = found.generator, found.discriminator()
     settings = Settings(steps=steps, restarts=restarts, seed=seed)
-    described = settings.described(generator, discriminator, pictures)
-    with together(described) as ranks, on_device(ranks, generator, discriminator):
-        wanted = Wanted(scaled(pictures), torch.ones(len(pictures), 1, *pictures.shape[2:]))
-        result = search(generator, wanted, _loss(discriminator), settings, ranks, what="inverting")
+    with searching(found, pictures, settings) as search:
+        wanted = Wanted(from_bytes(pictures), torch.ones(len(pictures), 1, *pictures.shape[2:]))
+        result = search.run(wanted, _loss(search.discriminator), what="inverting")
     images = to_bytes(result.images)
-    distance = (scaled(images) - scaled(pictures)).square().mean((1, 2, 3)).sqrt()
+    distance = (from_bytes(images) - from_bytes(pictures)).square().mean((1, 2, 3)).sqrt()
     return Inverted(result.latents, images, distance)
 
 
@@ -67,15 +63,12 @@ def _loss(discriminator: Discriminator | None) -> Callable[[Wanted], Loss]:
     def of_group(wanted: Wanted) -> Loss:
         theirs: list[Tensor] = []
         if discriminator is not None:
-            with torch.no_grad(), eval_mode(discriminator):
+            with torch.no_grad():
                 theirs = discriminator.features(wanted.pixels)
 
         def loss(images: Tensor, y: Tensor | None, of: Tensor) -> Tensor:
             total = wanted.difference(images, of, power=2)
-            if discriminator is None:
-                return total
-            with eval_mode(discriminator), frozen(discriminator):
-                ours = discriminator.features(images)
+            ours = discriminator.features(images) if discriminator is not None else []
             for mine, his in zip(ours, theirs, strict=True):
                 relative = (mine - his[of]).square().flatten(1).mean(1) / his[of].square().flatten(1).mean(1)
                 total = total + _FEATURES / len(theirs) * relative

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from distgan import seeding
-from distgan.data.given import is_picture, records_in
+from distgan.data.decode import is_picture
+from distgan.data.given import records_in
 from distgan.errors import UserError, nearest
 
 

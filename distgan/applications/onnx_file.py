@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from distgan import files
 from distgan.errors import UserError
-from distgan.models import Generator
+from distgan.models import Generator, to_bytes
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -74,8 +74,7 @@ class _Floats(nn.Module):
 
 class _Bytes(_Floats):
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        images = self.network(latents, labels)
-        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return to_bytes(self.network(latents, labels))
 
 
 _TOLERANCE: dict[type[_Floats], float] = {_Floats: 1e-4, _Bytes: 1}

@@ -12,27 +12,16 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, softplus
 
-from distgan.applications.search import (
-    STREAM,
-    Loss,
-    Settings,
-    Wanted,
-    check,
-    digest,
-    on_device,
-    opened,
-    scaled,
-    search,
-)
+from distgan.applications.search import Candidates, Loss, Settings, Wanted, digest, opened, searching
 from distgan.errors import UserError
 from distgan.evaluation.neighbours import nearest_where
-from distgan.models import CHUNK, Discriminator, Generator, eval_mode, frozen, to_bytes
-from distgan.parallel.ranks import together
+from distgan.models import Discriminator, from_bytes, to_bytes
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
 _WINDOW = 7  # of the contextual loss's weights, in pixels (Yeh et al. 2017)
 _PRIOR = 0.02  # weight of the discriminator's verdict
+_USUAL = 256  # samples whose logits scale it
 
 
 @dataclass(frozen=True)
@@ -82,18 +71,15 @@ def inpaint(
         UserError: there is no generator; pictures, masks or numbers do not fit; or a mask hides everything or nothing.
     """
     found, pictures, masks = opened(run), pictures.cpu(), masks.cpu()
-    check(pictures, found.spec, steps=steps, restarts=restarts)
     _check_masks(masks, pictures)
-    generator, discriminator = found.generator, found.discriminator()
     known = torch.where(masks[:, None], 0, pictures)
     settings = Settings(steps=steps, restarts=restarts, seed=seed)
-    described = settings.described(generator, discriminator, known)
-    with together({**described, "masks": digest(masks)}) as ranks, on_device(ranks, generator, discriminator):
-        wanted = Wanted(scaled(known), weights_near(masks))
-        prior = _prior(generator, discriminator, seed) if discriminator is not None else None
-        result = search(generator, wanted, _loss(prior), settings, ranks, what="repairing")
-    scaled_images = [agreement(*one) * one[1] for one in zip(scaled(known), result.images, masks, strict=True)]
-    filled = [blend(*one) for one in zip(known, scaled_images, masks, strict=True)]
+    with searching(found, known, settings, masks=digest(masks)) as search:
+        discriminator = search.discriminator
+        prior = _prior(discriminator, search.candidates) if discriminator is not None else None
+        result = search.run(Wanted(from_bytes(known), weights_near(masks)), _loss(prior), what="repairing")
+    scaled = [agreement(*one) * one[1] for one in zip(from_bytes(known), result.images, masks, strict=True)]
+    filled = [blend(*one) for one in zip(known, scaled, masks, strict=True)]
     return Repaired(torch.stack(filled), result.latents, to_bytes(result.images), discriminator is not None)
 
 
@@ -110,20 +96,15 @@ def weights_near(masks: Tensor) -> Tensor:
 _Prior = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def _prior(generator: Generator, discriminator: Discriminator, seed: int) -> _Prior:
+def _prior(discriminator: Discriminator, samples: Candidates) -> _Prior:
     """Returns a function of images and labels: softplus(-logit), for logits whose mean and deviation over samples of
     the generator are 0 and 1. Losses differ in what a logit of 0 means, and in how large logits become.
     """
-
-    def logits(images: Tensor, y: Tensor | None) -> Tensor:
-        with eval_mode(discriminator), frozen(discriminator):
-            return discriminator(images, y).float()
-
-    with torch.no_grad(), eval_mode(generator):
-        samples = [generator.inputs(first, seed=seed, stream=STREAM) for first in range(0, 4 * CHUNK, CHUNK)]
-        usual = torch.cat([logits(generator(z, y), y) for z, y in samples])
+    y = samples.y[:_USUAL] if samples.y is not None else None
+    with torch.no_grad():
+        usual = discriminator(samples.images[:_USUAL], y).float()
     mean, deviation = usual.mean(), usual.std().clamp(min=1e-6)
-    return lambda images, y: softplus((mean - logits(images, y)) / deviation)
+    return lambda images, y: softplus((mean - discriminator(images, y).float()) / deviation)
 
 
 def _loss(prior: _Prior | None) -> Callable[[Wanted], Loss]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from collections.abc import Generator as Steps
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from distgan.errors import UserError
 from distgan.models import CHUNK, Discriminator, Generator, ImageSpec, eval_mode, frozen
-from distgan.parallel.ranks import Ranks
+from distgan.parallel.ranks import Ranks, together
 from distgan.progress import shown
 from distgan.storage import exported, tensors
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
-STREAM = "search"  # of the latents where searches begin
+_STREAM = "search"  # of the latents where searches begin
 _CANDIDATES = 1024  # samples, the nearest of which are where a picture's search begins
 _GROUP = 32  # pictures that are searched for together
 _TRIAL = 0.2  # share of the steps after which only the best start of each picture goes on
@@ -44,13 +44,12 @@ class Settings:
     seed: int = 0
     """The seed of the samples where searches begin."""
 
-    def described(
-        self, generator: Generator, discriminator: Discriminator | None, pictures: Tensor
-    ) -> dict[str, str | int]:
-        """Returns all that a search depends on, by which ranks see that they do the same."""
-        judge = tensors.digest(discriminator) if discriminator is not None else "none"
-        networks: dict[str, str | int] = {"generator": tensors.digest(generator), "discriminator": judge}
-        return {**networks, "pictures": digest(pictures), **dataclasses.asdict(self)}
+    def __post_init__(self) -> None:
+        for name, value in {"steps": self.steps, "restarts": self.restarts}.items():
+            if value < 1:
+                raise UserError(f"the number of {name} is {value}, but must be at least 1.")
+        if self.restarts > _CANDIDATES:
+            raise UserError(f"the number of restarts is {self.restarts}, but can be at most {_CANDIDATES}.")
 
 
 @dataclass(frozen=True)
@@ -88,49 +87,80 @@ class Found:
     """What the generator draws from the latents, (N, C, H, W) in [-1, 1]."""
 
 
-def search(
-    generator: Generator,
-    wanted: Wanted,
-    loss_of: Callable[[Wanted], Loss],
-    settings: Settings,
-    ranks: Ranks,
-    *,
-    what: str,
-) -> Found:
-    """Collective: returns on every rank the latents that minimise a loss for each picture.
+@dataclass(frozen=True)
+class Candidates:
+    """Samples of a generator, with which searches may begin; on its device."""
 
-    Args:
-        generator: the generator, on the rank's device.
-        wanted: the pictures, on the CPU.
-        loss_of: makes the loss for a group of pictures, which are on the rank's device.
-        settings: how long and how widely to search.
-        ranks: the ranks that share the work.
-        what: the text beside the progress bar.
-    """
-    device = ranks.accelerator.device
-    groups = [slice(first, first + _GROUP) for first in range(0, len(wanted.pixels), _GROUP)]
-    mine = groups[ranks.rank :: ranks.world]
-    found: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
-    with eval_mode(generator), frozen(generator):
-        candidates = _candidates(generator, settings.seed) if mine else None
+    z: Tensor
+    y: Tensor | None
+    images: Tensor
+    """(N, C, H, W) in [-1, 1]."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search needs, on the rank's device."""
+
+    generator: Generator
+    discriminator: Discriminator | None
+    candidates: Candidates
+    settings: Settings
+    ranks: Ranks
+
+    def run(self, wanted: Wanted, loss_of: Callable[[Wanted], Loss], *, what: str) -> Found:
+        """Collective: returns on every rank the latents that minimise a loss for each picture.
+
+        Args:
+            wanted: the pictures, on the CPU.
+            loss_of: makes the loss for a group of pictures, which are on the rank's device.
+            what: the text beside the progress bar.
+        """
+        ranks, generator = self.ranks, self.generator
+        groups = [slice(first, first + _GROUP) for first in range(0, len(wanted.pixels), _GROUP)]
+        mine = groups[ranks.rank :: ranks.world]
+        found: dict[int, tuple[Tensor, Tensor | None, Tensor]] = {}
 
         def work() -> Iterator[None]:
             for group in mine:
-                assert candidates is not None
-                some = wanted.part(group, device)
-                z, y = yield from _searched(generator, some, candidates, loss_of(some), settings)
+                some = wanted.part(group, ranks.accelerator.device)
+                z, y = yield from _searched(generator, some, self.candidates, loss_of(some), self.settings)
                 with torch.no_grad():
                     images = generator(z, y).float()
                 found[group.start] = (z.cpu(), y.cpu() if y is not None else None, images.cpu())
 
-        progress = shown(work(), what, len(mine) * settings.steps, unit="steps") if ranks.rank == 0 else work()
-        for _ in progress:
+        progress = work()
+        for _ in shown(progress, what, len(mine) * self.settings.steps, unit="steps") if ranks.rank == 0 else progress:
             ranks.alive()
-    every = {first: part for parts in ranks.gather(found) for first, part in parts.items()}
-    ordered = [every[first] for first in sorted(every)]
-    labels = [y for _, y, _ in ordered if y is not None]
-    latents = Latents(torch.cat([z for z, _, _ in ordered]), torch.cat(labels) if labels else None)
-    return Found(latents, torch.cat([images for _, _, images in ordered]))
+        every = {first: part for parts in ranks.gather(found) for first, part in parts.items()}
+        ordered = [every[first] for first in sorted(every)]
+        labels = [y for _, y, _ in ordered if y is not None]
+        latents = Latents(torch.cat([z for z, _, _ in ordered]), torch.cat(labels) if labels else None)
+        return Found(latents, torch.cat([images for _, _, images in ordered]))
+
+
+@contextmanager
+def searching(found: Exported, pictures: Tensor, settings: Settings, **more: str) -> Iterator[Search]:
+    """Collective: joins the ranks for a search, with both networks on the device, in eval mode and frozen.
+
+    Args:
+        found: the generator.
+        pictures: uint8 (N, C, H, W) on the CPU.
+        settings: how long and how widely to search.
+        more: what else must be the same on all ranks.
+
+    Raises:
+        UserError: the pictures are of another size than the generator's images, or ranks differ.
+    """
+    _check(pictures, found.spec)
+    generator, discriminator = found.generator, found.discriminator()
+    judge = tensors.digest(discriminator) if discriminator is not None else "none"
+    described = {"generator": tensors.digest(generator), "discriminator": judge, "pictures": digest(pictures), **more}
+    networks = [network for network in (generator, discriminator) if network is not None]
+    with together({**described, **dataclasses.asdict(settings)}) as ranks, ExitStack() as stack:
+        for network in networks:
+            for context in (on_device(ranks, network), eval_mode(network), frozen(network)):
+                stack.enter_context(context)
+        yield Search(generator, discriminator, _candidates(generator, settings.seed), settings, ranks)
 
 
 def opened(run: str | os.PathLike[str] | Exported) -> Exported:
@@ -138,36 +168,23 @@ def opened(run: str | os.PathLike[str] | Exported) -> Exported:
     return run if isinstance(run, Exported) else exported.find(os.fspath(run))
 
 
-def check(pictures: Tensor, spec: ImageSpec, *, steps: int, restarts: int) -> None:
-    """Checks pictures and settings before any GPU or process group is touched.
-
-    Raises:
-        UserError: the pictures are of another size than the generator's images, or a number is not positive.
-    """
+def _check(pictures: Tensor, spec: ImageSpec) -> None:
     size = (spec.channels, spec.image_size, spec.image_size)
     if pictures.ndim != 4 or tuple(pictures.shape[1:]) != size or pictures.dtype != torch.uint8 or len(pictures) == 0:
         raise UserError(
             f"the pictures are {pictures.dtype} {tuple(pictures.shape)}, but the generator draws uint8 "
             f"(N, {', '.join(map(str, size))}): resize and convert them first."
         )
-    for name, value in {"steps": steps, "restarts": restarts}.items():
-        if value < 1:
-            raise UserError(f"the number of {name} is {value}, but must be at least 1.")
-    if restarts > _CANDIDATES:
-        raise UserError(f"the number of restarts is {restarts}, but can be at most {_CANDIDATES}.")
 
 
 @contextmanager
-def on_device(ranks: Ranks, *networks: nn.Module | None) -> Iterator[None]:
-    """Moves networks to the rank's device, and at the end back to the CPU."""
-    there = [network for network in networks if network is not None]
+def on_device(ranks: Ranks, network: nn.Module) -> Iterator[None]:
+    """Moves a network to the rank's device, and at the end back to the CPU."""
     try:
-        for network in there:
-            network.to(ranks.accelerator.device)
+        network.to(ranks.accelerator.device)
         yield
     finally:
-        for network in there:
-            network.cpu()
+        network.cpu()
 
 
 def digest(pictures: Tensor) -> str:
@@ -175,28 +192,14 @@ def digest(pictures: Tensor) -> str:
     return hashlib.sha256(pictures.contiguous().numpy().tobytes()).hexdigest()
 
 
-def scaled(pictures: Tensor) -> Tensor:
-    """Returns uint8 pictures as float32 in [-1, 1]."""
-    return pictures.float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class _Candidates:
-    """Samples with which searches may begin, on the generator's device."""
-
-    z: Tensor
-    y: Tensor | None
-    images: Tensor
-
-
-def _candidates(generator: Generator, seed: int) -> _Candidates:
+def _candidates(generator: Generator, seed: int) -> Candidates:
     parts = []
     for first in range(0, _CANDIDATES, CHUNK):
-        z, y = generator.inputs(first, seed=seed, stream=STREAM)
+        z, y = generator.inputs(first, seed=seed, stream=_STREAM)
         with torch.no_grad():
             parts.append((z, y, generator(z, y).float()))
     labels = [y for _, y, _ in parts if y is not None]
-    return _Candidates(
+    return Candidates(
         torch.cat([z for z, _, _ in parts]),
         torch.cat(labels) if labels else None,
         torch.cat([images for _, _, images in parts]),
@@ -204,7 +207,7 @@ def _candidates(generator: Generator, seed: int) -> _Candidates:
 
 
 def _searched(
-    generator: Generator, wanted: Wanted, candidates: _Candidates, loss: Loss, settings: Settings
+    generator: Generator, wanted: Wanted, candidates: Candidates, loss: Loss, settings: Settings
 ) -> Steps[None, None, tuple[Tensor, Tensor | None]]:
     """Searches for a group of pictures. Yields after each step, and returns latents and labels."""
     count, restarts = len(wanted.pixels), settings.restarts

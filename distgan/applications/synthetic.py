@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from distgan import __version__, files
+from distgan import __version__, files, pictures
 from distgan.applications.classes import in_file_names
 from distgan.applications.search import on_device, opened
 from distgan.errors import UserError
@@ -161,19 +160,14 @@ class Images:
 
 def _judge(found: Exported, ranks: Ranks) -> Extractor:
     """Collective: returns the classifier of the generator's run, on the rank's device; trains it first if needed."""
-    config = EvalConfig(extractor="classifier")
-
-    def weights() -> extractor_weights.Weights:
-        if found.extractor is not None and found.extractor.exists():
-            return extractor_weights.of_file(config, found.extractor, found.spec)
-        if found.recipe is None:
-            raise UserError(
-                "a filter needs the classifier of the generator's run, but there is neither one beside the generator "
-                "nor a recipe to train it by: give the folder of the run."
-            )
-        return extractor_weights.find(config, found.recipe.data, found.spec, own=None)
-
-    return extractor_weights.build(config, ranks.on_rank_zero(weights), found.spec).to(ranks.accelerator.device)
+    config, images = EvalConfig(extractor="classifier"), found.recipe.data if found.recipe is not None else None
+    if images is None and not (found.extractor is not None and found.extractor.exists()):
+        raise UserError(
+            "a filter needs the classifier of the generator's run, but there is neither one beside the generator nor a "
+            "recipe to train it by: give the folder of the run."
+        )
+    weights = ranks.on_rank_zero(lambda: extractor_weights.find(config, images, found.spec, own=found.extractor))
+    return extractor_weights.build(config, weights, found.spec).to(ranks.accelerator.device)
 
 
 def _of_class(
@@ -363,7 +357,7 @@ _WRITERS: dict[str, Callable[[Path, Sequence[str], bool], contextlib.AbstractCon
 
 def _png(image: Tensor) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(content, "PNG")
+    pictures.one(image).save(content, "PNG")
     return content.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 from distgan.data.depth import Scale
 from distgan.data.feed import Batch, Feed, parts, shares
-from distgan.data.folders import refuse_among_pictures
+from distgan.data.folders import refuse_among_pictures, refuse_mixing
 from distgan.data.given import given
 from distgan.data.records import numbered
 from distgan.data.sources import find
@@ -20,6 +20,7 @@ __all__ = [
     "parts",
     "preview",
     "refuse_among_pictures",
+    "refuse_mixing",
     "refuse_other_shapes",
     "shares",
     "test_split",

@@ -60,6 +60,15 @@ def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Sca
     return values.round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
 
 
+def is_picture(content: Any) -> bool:
+    """Tells whether bytes, or a file given by its path, are a picture that Pillow knows."""
+    try:
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content):
+            return True
+    except Exception:  # for what is not a picture, Pillow raises nearly every kind of error
+        return False
+
+
 def extent(content: bytes | np.ndarray) -> Extent | None:
     """Returns the smallest and the largest value of a picture of more than 8 bits.
 

@@ -74,12 +74,41 @@ def refuse_among_pictures(pictures: str, places: Mapping[str, str | Path]) -> No
         return
     inside = _walk(Path(pictures)).folders
     for what, place in places.items():
-        resolved = Path(place).resolve()
-        if any(_identity(part) in inside for part in (resolved, *resolved.parents) if part.is_dir()):
+        if _lies_in(Path(place).resolve(), inside):
             raise UserError(
                 f"{what} is {place}, which is inside {pictures}, the folder of pictures, so that distgan would train "
                 f"on what it writes there: choose a place outside for {what}."
             )
+
+
+def refuse_mixing(outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path]) -> None:
+    """Checks that no result is written over another result, or over what it is made of.
+
+    Args:
+        outputs: places that will be written, by the options that name them; None for one that is not asked for.
+        inputs: files and folders that are read. Links in folders are followed.
+
+    Raises:
+        UserError: two places are the same, or one is inside the other.
+    """
+    there = {key: Path(os.path.realpath(place)) for key, place in outputs.items() if place is not None}
+    for what, given in inputs.items():
+        root = Path(given)
+        found = _walk(root) if root.is_dir() else None
+        read = [Path(os.path.realpath(root / name)) for name in ("", *(found.names if found is not None else ()))]
+        for key, place in there.items():
+            among = found is not None and _lies_in(place, found.folders)
+            if among or any(place in (file, *file.parents) for file in read):
+                raise UserError(f"{key} is {place}, but {what} is read from there: choose a place outside of it.")
+    for key, place in there.items():
+        for other, another in there.items():
+            if other != key and place in (another, *another.parents):
+                raise UserError(f"{other} is {another}, but {key} is written there, too: choose different places.")
+
+
+def _lies_in(place: Path, folders: set[tuple[int, int]]) -> bool:
+    """Tells whether a place, which need not exist yet, is one of these folders or inside one."""
+    return any(_identity(part) in folders for part in (place, *place.parents) if part.is_dir())
 
 
 class _Walked(NamedTuple):

@@ -8,15 +8,14 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from distgan.data.arrangement import endings, left_behind
-from distgan.data.decode import DeepError, UndecodableError, extent, picture
-from distgan.data.depth import Scale, scale_of
+from distgan.data.decode import DeepError, UndecodableError, is_picture, picture
+from distgan.data.depth import Scale
 from distgan.data.folders import archive, walked
 from distgan.data.records import Record, contents
-from distgan.data.store import load, refuse_another_shape
+from distgan.data.store import load, measured, refuse_another_shape
 from distgan.errors import UserError
 from distgan.recipe import DataConfig
 
@@ -48,8 +47,7 @@ def given(
     try:
         pixels = [_decoded(record, size, channels, None) for record in records]
     except DeepError:  # one scale for all of them, as in training images
-        extents = ((record.name, extent(record.content)) for record in records)
-        scale = scale_of([(name, values) for name, values in extents if values is not None])
+        scale = measured(records)
         if like is not None:
             with contextlib.suppress(UserError):
                 trained_on = load(like).scale
@@ -110,15 +108,6 @@ def records_in(key: str, path: str) -> Iterator[Record]:
                 yield Record(str(root / name), read(name), None)
 
     return records()
-
-
-def is_picture(file: Path) -> bool:
-    """Tells whether a file is a picture that Pillow knows."""
-    try:
-        with Image.open(file):
-            return True
-    except Exception:  # for what is not a picture, Pillow raises nearly every kind of error
-        return False
 
 
 def _decoded(record: Record, size: int, channels: int, scale: Scale | None) -> Tensor:

@@ -1,6 +1,5 @@
 """Reads Hugging Face data sets: parquet files of a local copy, or through the hub's cache."""
 
-import io
 import itertools
 import json
 import logging
@@ -10,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from distgan.data import copies
 from distgan.data.arrangement import meant, unseen_beside
+from distgan.data.decode import is_picture
 from distgan.data.records import Record, Source, numbered
 from distgan.errors import UserError, nearest
 from distgan.recipe import DataConfig
@@ -258,7 +256,7 @@ def _columns(data: DataConfig, features: Any, name: str, first_rows: Callable[[s
     encoded = [column for column, feature in features.items() if _is_bytes(feature)]
     described = bool(pictures)
     if not described:
-        pictures = [column for column in encoded if any(_is_picture(value) for value in first_rows(column))]
+        pictures = [column for column in encoded if any(is_picture(_encoded(value)) for value in first_rows(column))]
     if data.image_column is None and not pictures:
         raise UserError(
             f"{name} has no image column (its columns are {', '.join(features)}): choose a data set of pictures."
@@ -295,14 +293,6 @@ def _encoded(value: Any) -> Any:
 def _some(values: Iterable[Any]) -> list[Any]:
     """Returns the first 16 values that are not empty."""
     return list(itertools.islice((value for value in values if _encoded(value) is not None), 16))
-
-
-def _is_picture(value: Any) -> bool:
-    try:
-        with Image.open(io.BytesIO(_encoded(value))):
-            return True
-    except Exception:  # for what is not a picture, Pillow raises nearly every kind of error
-        return False
 
 
 def _kind(feature: Any) -> str:

@@ -166,7 +166,7 @@ def preview(
         decoded = list(_decoded(chosen, data, channels, [], scale))
     except DeepError:
         prepared = _opened(source, data)
-        scale = (scale or Scale()).or_else((prepared and prepared.scale) or _measured(chosen))
+        scale = (scale or Scale()).or_else((prepared and prepared.scale) or measured(chosen))
         decoded = list(_decoded(chosen, data, channels, [], scale))
     if not decoded:
         raise UserError(f"none of the {len(chosen)} pictures looked at can be decoded: check the files.")
@@ -294,7 +294,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
             written = _write(source, data, partial, scale)
         except DeepError:  # now all values must be looked at first; sources of 8 bits need no second pass
             records = shown(source.records(1), f"measuring {data.source}", source.count)
-            scale = (scale or Scale()).or_else(_measured(records))
+            scale = (scale or Scale()).or_else(measured(records))
             written = _write(source, data, partial, scale)
         partial.chmod(0o777 & ~_umask())  # mkdtemp gives access to the owner only
         existing = _open(folder)
@@ -353,7 +353,7 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
     return len(labels)
 
 
-def _measured(records: Iterable[Record]) -> Scale:
+def measured(records: Iterable[Record]) -> Scale:
     """Returns the scale of the deep pictures among these records. Decodes only those."""
 
     def measure(record: Record) -> tuple[str, Extent | None]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from distgan import data
 from distgan.errors import UserError
+from distgan.models import from_bytes
 from distgan.storage.exported import Exported
 
 _PART = 10_000  # training images in memory as floats at once
@@ -65,10 +66,10 @@ def nearest_where(samples: Tensor, known: Tensor, pixels: Tensor) -> Tensor:
         pixels: the training images, uint8 (M, C, H, W).
     """
     weights = known[:, None].expand_as(samples).flatten(1).float()
-    wanted = samples.flatten(1).float() / 127.5 - 1
+    wanted = from_bytes(samples).flatten(1)
     best, index = torch.full((len(samples),), torch.inf), torch.zeros(len(samples), dtype=torch.int64)
     for first in range(0, len(pixels), _PART):
-        part = pixels[first : first + _PART].flatten(1).float() / 127.5 - 1
+        part = from_bytes(pixels[first : first + _PART]).flatten(1)
         # The sum of w (x - t)^2 over pixels, without the term of t alone.
         distance, at = (weights @ part.square().T - 2 * (weights * wanted) @ part.T).min(1)
         closer = distance < best

@@ -28,12 +28,12 @@ class Weights(NamedTuple):
     file: Path
 
 
-def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path | None) -> Weights:
+def find(config: EvalConfig, images: DataConfig | None, spec: ImageSpec, *, own: Path | None) -> Weights:
     """Reads the weights; trains or fetches them first if needed.
 
     Args:
         config: the extractor, and the user's file if there is one.
-        images: the images that a classifier is trained on.
+        images: the images that a classifier is trained on; None if the run is known to keep one.
         spec: the images that the extractor will be given.
         own: where the run keeps its classifier, if it may have one.
 
@@ -48,18 +48,10 @@ def find(config: EvalConfig, images: DataConfig, spec: ImageSpec, *, own: Path |
     elif own is not None and own.exists():
         file = own
     else:
+        assert images is not None
         file, accuracy = _trained(images)
-    return of_file(config, file, spec)._replace(accuracy=accuracy)
-
-
-def of_file(config: EvalConfig, file: Path, spec: ImageSpec) -> Weights:
-    """Reads the weights in a file.
-
-    Raises:
-        UserError: the file cannot be read, or its weights do not fit the extractor.
-    """
     read, sha256 = tensors.read_weights(file)
-    weights = Weights(read, sha256, None, file)
+    weights = Weights(read, sha256, accuracy, file)
     build(config, weights, spec)  # wrong weights are refused now, before other ranks get them
     return weights
 

@@ -12,7 +12,7 @@ from distgan.errors import UserError, nearest
 from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
-from distgan.models.layers import CHUNK, Discriminator, Generator, eval_mode, frozen, to_bytes
+from distgan.models.layers import CHUNK, Discriminator, Generator, eval_mode, from_bytes, frozen, to_bytes
 from distgan.recipe import ModelConfig
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "constrain",
     "d_norm",
     "eval_mode",
+    "from_bytes",
     "frozen",
     "has_batch_norm",
     "synchronise",

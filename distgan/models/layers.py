@@ -141,6 +141,11 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
+def from_bytes(images: Tensor) -> Tensor:
+    """Returns uint8 images as float32 in [-1, 1], on their device."""
+    return images.float() / 127.5 - 1
+
+
 class Discriminator(nn.Module):
     """Base of all discriminators: images (N, C, H, W) in [-1, 1], labels (N,) -> logits (N,).
 

@@ -33,6 +33,9 @@ from distgan.recipe import RunConfig
 
 T = TypeVar("T")
 
+TIMEOUT = RunConfig(dir=".").timeout
+"""How long ranks of commands without a recipe wait for each other, in seconds."""
+
 _PATIENCE = timedelta(days=1)  # how long process groups wait, in effect without limit; watchdog.py is the judge
 
 _in_this_process = threading.Lock()  # held by the run that is active in this process
@@ -359,7 +362,7 @@ def together(described: dict[str, Any]) -> Iterator[Ranks]:
         UserError: the launcher's settings or the GPUs do not fit, or a rank differs.
     """
     launch.check_launcher()
-    with _ended_by_signals(), Ranks(timeout=RunConfig(dir=".").timeout) as ranks:
+    with _ended_by_signals(), Ranks(timeout=TIMEOUT) as ranks:
         with ranks.alone():
             launch.check_gpus()
         ranks.join()
