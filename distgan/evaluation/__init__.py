@@ -180,12 +180,12 @@ class Evaluation:
         keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for("kernel_distance") else 0))
         described = [_FORMAT, self.weights.sha256, real.images.fingerprint, list(real.images.pixels.shape), keep]
         folder = cache.path(self._data, "references", described)
-        if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
-            return _Features.read(folder, self.extractor, num) if self._ranks.rank == 0 else None
-        found = self._extract(real.draw, num, keep=keep, what=f"looking at {real.what}")
-        state = {"real": real.what, "extractor": self._config.extractor}
-        self._ranks.on_rank_zero(lambda: cache.put(folder, found.files(), state))
-        return found
+        if not self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
+            found = self._extract(real.draw, num, keep=keep, what=f"looking at {real.what}")
+            state = {"real": real.what, "extractor": self._config.extractor}
+            self._ranks.on_rank_zero(lambda: cache.put(folder, found.files(), state))
+        # Read even when just written: the entry may be another process's, which adds in another order.
+        return _Features.read(folder, self.extractor, num) if self._ranks.rank == 0 else None
 
     def _find_floor(self) -> dict[str, float] | None:
         """Collective: returns the floor, from rank zero's cache if it is there."""
@@ -197,11 +197,10 @@ class Evaluation:
         num, kept = len(other.images.pixels), self._config.num if self._asks_for("kernel_distance") else 0
         described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
         folder = cache.path(self._data, "floors", described)
-        if self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
-            return self._ranks.on_rank_zero(lambda: bundle.read_state(folder))
-        numbers = self._scores(other.draw, num)
-        self._ranks.on_rank_zero(lambda: cache.put(folder, {}, numbers))
-        return numbers
+        if not self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
+            numbers = self._scores(other.draw, num)
+            self._ranks.on_rank_zero(lambda: cache.put(folder, {}, numbers))
+        return self._ranks.on_rank_zero(lambda: bundle.read_state(folder))
 
     def _find_other(self) -> "_Real | None":
         """Returns the split that is not the reference, if this machine has it."""

@@ -25,7 +25,7 @@ from distgan import cli, data, evaluation, models
 from distgan.evaluation import Inception, classifier
 from distgan.recipe import DataConfig, EvalConfig, ModelConfig
 from distgan.run.best import BestSoFar
-from distgan.storage import exported
+from distgan.storage import cache, exported
 from distgan.storage import tensors as storage_tensors
 
 EVALUATED = [*TINY, "--eval.every=4", "--eval.extractor=classifier", "--eval.num=300", "--guard.after=0"]
@@ -170,6 +170,23 @@ def test_what_real_images_look_like_is_computed_once(small_run, monkeypatch, cap
     assert sum(seen) == 200 + 200 + 1797
     outputs = capfd.readouterr().out.split(f"{small_run}, step 11\n")[1:]
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_numbers_are_those_of_the_entry_that_the_cache_keeps(small_run, tmp_path, monkeypatch):
+    """Another process, of another number of ranks, was quicker, and added in another order."""
+    put = cache.put
+
+    def second(folder, files, state):
+        if "moments" in files:
+            outer = files["moments"]["outer"]
+            put(folder, {**files, "moments": {**files["moments"], "outer": outer * (1 + 1e-9)}}, state)
+        put(folder, files, state)
+
+    monkeypatch.setattr(evaluation.cache, "put", second)
+    shutil.rmtree(data.store.cache_folder(DataConfig()) / "references")
+    words = [str(small_run), *QUICK, f"--json={tmp_path / 'numbers.json'}"]
+    numbers = [(cli.main(["evaluate", *words]), json.loads((tmp_path / "numbers.json").read_text())) for _ in range(2)]
+    assert numbers[0] == numbers[1]
 
 
 def test_the_classifier_is_the_same_wherever_it_is_trained_and_knows_what_it_never_saw(monkeypatch):
