@@ -39,17 +39,30 @@ __all__ = [
 class ImageSpec:
     """What a network must know of the images."""
 
-    image_size: int
-    """Height and width in pixels."""
+    image_size: int | tuple[int, int]
+    """Pixels of a side, or height and width of images that are not square."""
     channels: int
-    """1 or 3."""
+    """1 (grey), 3 (RGB) or 4 (RGBA)."""
     class_counts: tuple[int, ...] = ()
     """The number of training images of each class; empty if the networks take no labels."""
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("class_counts", "class_names"):
+        for name in ("class_counts", "class_names", *([] if isinstance(self.image_size, int) else ["image_size"])):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, out of JSON
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Returns height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Returns the shape of an image: channels, height, width."""
+        return (self.channels, *self.size)
+
+    def __str__(self) -> str:
+        return f"{self.size[0]}x{self.size[1]}x{self.channels}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +172,7 @@ def _of_discriminator(model: ModelConfig, spec: ImageSpec) -> dict[str, Any]:
 
 
 def _of_images(spec: ImageSpec) -> dict[str, Any]:
-    return {"image_size": spec.image_size, "channels": spec.channels}
+    return {"size": spec.size, "channels": spec.channels}
 
 
 @torch.no_grad()

@@ -12,19 +12,13 @@ them at once, but drew the same image for each class, still after 1,500 steps: o
 make a generator collapse within its classes (Shahbazi et al. 2022, "Collapse by conditioning").
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
-from distgan.models.layers import Discriminator, Generator
-
-
-def stages(image_size: int) -> int:
-    """Counts how often 4x4 doubles to reach the image."""
-    return int(math.log2(image_size // 4))
+from distgan.models.layers import Discriminator, Generator, doublings, first_map
 
 
 def sizes(state: Mapping[str, Tensor]) -> dict[str, int] | None:
@@ -55,16 +49,17 @@ def _place(name: str) -> int:
 
 
 class DCGANGenerator(Generator):
-    """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
+    """latents (N, latent_dim), labels (N,) -> images (N, channels, *size) in [-1, 1]."""
 
     def __init__(
-        self, *, image_size: int, channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
+        self, *, size: tuple[int, int], channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
     ) -> None:
         super().__init__(latent_dim=latent_dim, class_counts=class_counts)
-        wide = width * 2 ** (stages(image_size) - 1)
-        layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, wide, 4, 1, 0, bias=False)]
-        for i in range(stages(image_size)):
-            before, after = wide // 2**i, wide // 2 ** (i + 1) if i + 1 < stages(image_size) else channels
+        stages = doublings(size)
+        wide = width * 2 ** (stages - 1)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(latent_dim, wide, first_map(size), 1, 0, bias=False)]
+        for i in range(stages):
+            before, after = wide // 2**i, wide // 2 ** (i + 1) if i + 1 < stages else channels
             layers += [batch_norm(before, classes=len(class_counts)), nn.ReLU(inplace=True)]
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         self.main = nn.Sequential(*layers, nn.Tanh())
@@ -77,17 +72,20 @@ class DCGANGenerator(Generator):
 
 
 class DCGANDiscriminator(Discriminator):
-    """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
+    """images (N, channels, *size) in [-1, 1], labels (N,) -> logits (N,)."""
 
-    def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "batch", classes: int = 0) -> None:
+    def __init__(
+        self, *, size: tuple[int, int], channels: int, width: int, norm: str = "batch", classes: int = 0
+    ) -> None:
         super().__init__()
+        stages = doublings(size)
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-        for i in range(stages(image_size) - 1):
+        for i in range(stages - 1):
             before, after = width * 2**i, width * 2 ** (i + 1)
             layers += [nn.Conv2d(before, after, 4, 2, 1, bias=norm != "batch")]
             layers += [nn.BatchNorm2d(after) if norm == "batch" else nn.Identity(), nn.LeakyReLU(0.2, inplace=True)]
-        wide = width * 2 ** (stages(image_size) - 1)
-        layers += [nn.Conv2d(wide, 1, 4, 1, 0, bias=False)]
+        wide = width * 2 ** (stages - 1)
+        layers += [nn.Conv2d(wide, 1, first_map(size), 1, 0, bias=False)]
         self.main = nn.Sequential(*layers)
         self.projection = Projection(wide, classes=classes) if classes else None
 

@@ -146,6 +146,23 @@ def from_bytes(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def doublings(size: tuple[int, int]) -> int:
+    """Counts how often a generator's first map doubles to become the image, height and width in pixels.
+
+    As often as leaves a first map of whole sides of at least 4: from 4x4 for squares of 32, 64, 128 and 256 pixels.
+    """
+    count = 0
+    while all(side % 2 ** (count + 1) == 0 and side // 2 ** (count + 1) >= 4 for side in size):
+        count += 1
+    return count
+
+
+def first_map(size: tuple[int, int]) -> tuple[int, int]:
+    """Returns height and width of the map from which a generator begins, and at which a discriminator ends."""
+    height, width = (side // 2 ** doublings(size) for side in size)
+    return height, width
+
+
 class Discriminator(nn.Module):
     """Base of all discriminators: images (N, C, H, W) in [-1, 1], labels (N,) -> logits (N,).
 

@@ -1,7 +1,8 @@
 """The residual networks of WGAN-GP (Gulrajani et al. 2017, appendix F) and SNGAN (Miyato et al. 2018, appendix B.4).
 
 At 32x32 all stages have `width` channels: SNGAN's paper has 256 in G and 128 in D, WGAN-GP's 128 in both. From 64x64 on
-they double towards 4x4, up to 16 times (SNGAN's layout for 64 and 128). Normalising with spectral norm makes the
+they double towards 4x4, up to 16 times (SNGAN's layout for 64 and 128). Other sizes have the layout of the square whose
+first map doubles as often. Normalising with spectral norm makes the
 discriminator SNGAN's, which sums its last features over the image; without any it is WGAN-GP's, which takes their mean.
 Starting weights are SNGAN's.
 """
@@ -14,44 +15,45 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
-from distgan.models.layers import Discriminator, Generator
+from distgan.models.layers import Discriminator, Generator, doublings, first_map
 
 
 class ResNetGenerator(Generator):
-    """latents (N, latent_dim), labels (N,) -> images (N, channels, image_size, image_size) in [-1, 1]."""
+    """latents (N, latent_dim), labels (N,) -> images (N, channels, *size) in [-1, 1]."""
 
     def __init__(
-        self, *, image_size: int, channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
+        self, *, size: tuple[int, int], channels: int, width: int, latent_dim: int, class_counts: tuple[int, ...] = ()
     ) -> None:
         super().__init__(latent_dim=latent_dim, class_counts=class_counts)
-        widths = [_channels(width, image_size, 4 * 2**i) for i in range(int(math.log2(image_size // 4)) + 1)]
-        self.first = nn.Linear(latent_dim, widths[0] * 16)
+        stages, self._start = doublings(size), first_map(size)
+        widths = [_channels(width, stages, halvings=stages - i) for i in range(stages + 1)]
+        self.first = nn.Linear(latent_dim, widths[0] * math.prod(self._start))
         self.blocks = nn.ModuleList(_Up(before, after, classes=len(class_counts)) for before, after in pairwise(widths))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        x = self.first(z).unflatten(1, (-1, 4, 4))
+        x = self.first(z).unflatten(1, (-1, *self._start))
         for block in self.blocks:
             x = block(x, y)
         return torch.tanh(self.last(relu(self.norm(x))))
 
 
 class ResNetDiscriminator(Discriminator):
-    """images (N, channels, image_size, image_size) in [-1, 1], labels (N,) -> logits (N,)."""
+    """images (N, channels, *size) in [-1, 1], labels (N,) -> logits (N,)."""
 
-    def __init__(self, *, image_size: int, channels: int, width: int, norm: str = "none", classes: int = 0) -> None:
+    def __init__(
+        self, *, size: tuple[int, int], channels: int, width: int, norm: str = "none", classes: int = 0
+    ) -> None:
         super().__init__()
-        if image_size == 32:
-            # 16x16 after the first, 8x8 after the second and from there on.
+        stages = doublings(size)
+        if stages <= 3:
+            # At 32x32: 16x16 after the first, 8x8 after the second and from there on.
             blocks = [_Down(width, width, down=True), *(_Down(width, width, down=False) for _ in range(2))]
         else:
             # A block for each resolution down to 4x4, and SNGAN's last one, which at 64 alone halves once more.
-            widths = [
-                _channels(width, image_size, image_size // 2**i) for i in range(int(math.log2(image_size // 4)) + 1)
-            ]
-            pairs = list(pairwise(widths))
-            downs = [image_size == 64 or i + 1 < len(pairs) for i in range(len(pairs))]
+            pairs = list(pairwise(_channels(width, stages, halvings=i) for i in range(stages + 1)))
+            downs = [stages == 4 or i + 1 < len(pairs) for i in range(len(pairs))]
             blocks = [_Down(*pair, down=down) for pair, down in zip(pairs, downs, strict=True)]
         self.first = _First(channels, width)
         self.blocks = nn.ModuleList(blocks)
@@ -136,9 +138,9 @@ def _inner(block: "_Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
     return block.conv1, block.conv2
 
 
-def _channels(width: int, image_size: int, size: int) -> int:
-    """Returns the channels of a map of size x size on the way to or from the image."""
-    return width if image_size == 32 else width * min(16, image_size // size)
+def _channels(width: int, stages: int, *, halvings: int) -> int:
+    """Returns the channels of a map that is the image's size, halved so often, in networks of so many stages."""
+    return width if stages <= 3 else width * min(16, 2**halvings)
 
 
 def _apply(norm: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
