@@ -105,10 +105,12 @@ def distgan_batches(images: data.Images, prepared: DataConfig) -> Iterator[torch
         latent_dim=100,
         seed=RunSeed(0),
         batch_size=BATCH,
+        d_steps=1,
+        g_batch="shared",
         shares=[slice(0, BATCH)],
         device=torch.device("cpu"),
     )
-    return (next(feed.pieces(update)).real for update in itertools.count())
+    return (next(feed.for_discriminator(step, 0)).real for step in itertools.count())
 
 
 def torchvision_batches(dataset: Dataset) -> Iterator[torch.Tensor]:

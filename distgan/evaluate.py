@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics=arguments.metrics.split(",") if arguments.metrics is not None else None,
         num=arguments.num,
         reference=arguments.reference,
+        truncation=arguments.truncation,
+        standing=arguments.standing,
         weights=arguments.weights,
         seed=arguments.seed,
     )
@@ -54,6 +56,8 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     num: int = 50_000,
     reference: str | None = None,
+    truncation: float | None = None,
+    standing: int | None = None,
     weights: str = "averaged",
     seed: int = 0,
 ) -> Report:
@@ -66,6 +70,8 @@ def evaluate(
         metrics: names of metrics. If unset, all that the extractor has.
         num: images to draw.
         reference: `train`, `test`, or a folder or zip archive of pictures. If unset, the recipe's.
+        truncation: `eval.truncation`. If unset, the recipe's.
+        standing: `eval.standing`. If unset, the recipe's.
         weights: which of the generator's weights, `averaged` or `raw`.
         seed: the seed of the images.
 
@@ -82,6 +88,8 @@ def evaluate(
         metrics=metrics,
         num=num,
         reference=reference,
+        truncation=truncation,
+        standing=standing,
         weights=weights,
         seed=seed,
     )[0]
@@ -140,6 +148,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="train, test, or a folder or zip archive of pictures of the same size (default: the recipe's)",
     )
     parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="T",
+        help="draw latents from a normal distribution that is cut off at -T and T (default: the recipe's, else none)",
+    )
+    parser.add_argument(
+        "--standing",
+        type=int,
+        metavar="N",
+        help="give the generator's batch norm statistics of N batches of 64 samples (default: the recipe's, else 16 "
+        "with --truncation, else its running statistics)",
+    )
+    parser.add_argument(
         "--weights",
         choices=("averaged", "raw"),
         default="averaged",
@@ -158,6 +179,8 @@ def _config(
     metrics: Sequence[str] | None,
     num: int,
     reference: str | None,
+    truncation: float | None,
+    standing: int | None,
 ) -> EvalConfig:
     """Takes settings from the caller, then the recipe, then the defaults."""
     said = recipe.eval if recipe is not None else EvalConfig()
@@ -173,12 +196,18 @@ def _config(
         )
     if num < 1:
         raise UserError(f"--num is {num}, but must be at least 1.")
+    if truncation is not None and not truncation > 0:
+        raise UserError(f"--truncation is {truncation}, but must be above 0.")
+    if standing is not None and standing < 1:
+        raise UserError(f"--standing is {standing}, but must be at least 1.")
     return EvalConfig(
         extractor=name,
         extractor_weights=extractor_weights or (said.extractor_weights if name == said.extractor else None),
         metrics=",".join(names),
         num=num,
         reference=reference or said.reference,
+        truncation=said.truncation if truncation is None else truncation,
+        standing=said.standing if standing is None else standing,
     )
 
 

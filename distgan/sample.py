@@ -27,7 +27,7 @@ _FORMS = "must end in .png (one picture of all images), .npz (an array) or / (a 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Collective: `distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7]`.
+    """Collective: `distgan sample RUN --num 64 --out grid.png|images.npz|DIR/ [--seed 0] [--classes cat,7] ...`.
 
     Raises:
         UserError: there is no generator or no such class, or the images cannot be written.
@@ -48,16 +48,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         "of each; FILE.png shows each class in its own row. A word that is a class's name is never read as a number",
     )
     parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="T",
+        help="draw latents from a normal distribution that is cut off at -T and T: less varied images of more equal "
+        "quality (default: not cut off)",
+    )
+    parser.add_argument(
         "--latents", type=Path, metavar="FILE", help="draw the images of these latents, which `distgan invert` wrote"
     )
     arguments = paths.expand(parser.parse_args(argv), "run", "out", "latents")
     if arguments.latents is not None:
-        for name in ("num", "classes", "seed"):
+        for name in ("num", "classes", "seed", "truncation"):
             if getattr(arguments, name) is not None:
                 raise UserError(f"--latents says which images are drawn: leave --{name} or --latents out.")
     out = Path(arguments.out)
     write = _form(arguments.out)
     generator = load_generator(arguments.run)
+    if arguments.truncation is not None:
+        generator = generator.truncated(arguments.truncation)
     if arguments.latents is not None:
         drawn = _of_latents(generator, latents.read(arguments.latents, generator))
     else:

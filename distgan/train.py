@@ -12,6 +12,7 @@ from distgan.parallel import launch
 from distgan.parallel.ranks import Ranks, settle_gradient_buckets
 from distgan.recipe import Config
 from distgan.run import tracking
+from distgan.run.adaptation import Adaptation
 from distgan.run.best import BestSoFar
 from distgan.run.guard import Guard
 from distgan.run.housekeeping import Housekeeping
@@ -19,7 +20,7 @@ from distgan.run.meter import Meter
 from distgan.run.preflight import Materials, prepare
 from distgan.run.state import Scaler, TrainingState
 from distgan.run.watch import watch_over
-from distgan.schedules import Rates, Schedules
+from distgan.schedules import Beta2, Rates, Schedules
 from distgan.seeding import RunSeed
 from distgan.storage.checkpoint import Slots
 
@@ -91,14 +92,17 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         latent_dim=config.model.latent_dim,
         seed=seed,
         batch_size=config.train.batch_size,
+        d_steps=d_steps,
+        g_batch=config.train.g_batch,
         shares=data.shares(
             config.train.batch_size, rank=ranks.rank, world=ranks.world, most=config.train.max_batch_per_device
         ),
         device=accelerator.device,
     )
     adams = {"generator": adam_G, "discriminator": adam_D}
-    rates = Rates(adams, lr=config.optim.lr, schedule=config.optim.schedule, steps=config.train.steps)
-    schedules = Schedules(rates, average)
+    rates = Rates.of(config, adams)
+    adaptation = Adaptation(config, objective.augment, accelerator.device, ranks)
+    schedules = Schedules(rates, Beta2(config, adams), average, objective.penalties, adaptation)
     if ranks.world > 1:
         settle_gradient_buckets(lambda: _throwaway_passes(G, D, feed))
 
@@ -115,6 +119,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         meter=meter,
         scaler=Scaler(ranks.scaler),
         guard=Guard(config.guard, probability=probability),
+        adaptation=adaptation,
         standing=BestSoFar(config.eval),
         images=images.fingerprint,
         data={"count": len(images.pixels), "classes": images.classes},
@@ -147,29 +152,30 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         while not run.done(step):
             schedules.set(step)
             # The discriminator: d_steps updates, each on other images.
-            for update in range(step * d_steps, (step + 1) * d_steps):
-                for batch in feed.pieces(update):
-                    # G's graph is kept only if G learns from these fakes: several graphs at once break DDP's reduction.
-                    with torch.set_grad_enabled(batch.whole and update % d_steps == d_steps - 1):
+            for k in range(d_steps):
+                for batch in feed.for_discriminator(step, k):
+                    with torch.set_grad_enabled(batch.shared):  # a graph of G only if G learns from these fakes
                         fake = G(batch.z, batch.y)
                     with ranks.synced(D, last=batch.last):
                         terms = objective.discriminator(D, batch, fake.detach(), plain_D=plain_D)
                         accelerator.backward(terms.loss * batch.weight)  # only one: a second breaks DDP's reduction
                     meter.add(terms.logged, batch.weight)
+                    adaptation.add(terms.logged, batch.weight)
                 opt_D.step()
                 opt_D.zero_grad()
                 models.constrain(raw_D, clip=config.optim.clip_weights)
 
-            # The generator: one update, on the batch of D's last one. D's weights get no gradients, so none are sent.
+            # The generator: one update, on D's last batch or its own. D's weights get no gradients, so none are sent.
             with frozen(raw_D):
-                for batch in feed.pieces(update):
+                for batch in feed.for_generator(step):
                     with ranks.synced(G, last=batch.last):
-                        fake = fake if batch.whole else G(batch.z, batch.y)  # again, if gradients accumulate
+                        fake = fake if batch.shared else G(batch.z, batch.y)
                         terms = objective.generator(raw_D, batch, fake)
                         accelerator.backward(terms.loss * batch.weight)
                     meter.add(terms.logged, batch.weight)
                 opt_G.step()
                 opt_G.zero_grad()
+                models.constrain(raw_G)
 
             average.update(raw_G)
             step = after_step(run, step + 1)
@@ -218,12 +224,13 @@ def _refuse_differences(config: Config, materials: Materials, ranks: Ranks) -> N
 
 
 def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
-    return torch.optim.Adam(network.parameters(), lr=config.optim.lr, betas=config.optim.betas, fused=True)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=config.optim.lr, betas=config.optim.betas, fused=True)
 
 
 def _throwaway_passes(G: nn.Module, D: nn.Module, feed: data.Feed) -> None:
     """Runs one backward pass through each network without a trace: statistics stay, gradients are dropped."""
-    batch = next(feed.pieces(0))
+    batch = next(feed.for_discriminator(0, 0))
     with eval_mode(G), eval_mode(D):
         for logits_or_images in (D(batch.real, batch.y), G(batch.z, batch.y)):
             logits_or_images.mean().backward()

@@ -1,7 +1,7 @@
 """Feeds the loop with this rank's share of each global batch: real images, labels, latents and random draws.
 
-Everything here is a function of the run's seed and of `update`, the number of a discriminator update, counted over the
-whole run.
+A step has a batch for each update of the discriminator, and with `train.g_batch=own` one more for the generator.
+Everything here is a function of the run's seed and of the batch's number, counted over the whole run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +32,8 @@ class Batch:
     """The number of this discriminator update, from 0, over the whole run."""
     weight: float
     """The part's fraction of the share; the weights of all parts sum to 1."""
-    whole: bool
-    """Whether this is the whole share."""
+    shared: bool
+    """Whether the generator learns from the fakes of this batch that the discriminator has judged."""
     last: bool
     """Whether this is the last part of the share."""
 
@@ -63,6 +63,8 @@ class Feed:
         latent_dim: int,
         seed: seeding.RunSeed,
         batch_size: int,
+        d_steps: int,
+        g_batch: str,
         shares: Sequence[slice],
         device: torch.device,
     ) -> None:
@@ -75,6 +77,8 @@ class Feed:
             latent_dim: the length of a latent.
             seed: the seed of order, flips, latents and augmentation.
             batch_size: images per update, over all ranks.
+            d_steps: `train.d_steps`.
+            g_batch: `train.g_batch`.
             shares: the slices of a global batch that make up this rank's share.
             device: the networks' device.
         """
@@ -89,72 +93,84 @@ class Feed:
             self._prefetch = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[tuple[str, int, int], Future[_Gathered]] | None = None
         self._seed, self._batch_size, self._shares = seed, batch_size, shares
+        self._d_steps, self._per_step = d_steps, d_steps + (g_batch == "own")
         self._latent_dim, self._flip, self._device = latent_dim, data.flip, device
         self._made: list[Batch] = []
         self._made_for: tuple[str, int] | None = None
 
-    def pieces(self, update: int) -> Iterator[Batch]:
-        """Yields the parts of this rank's share of an update; the same ones if asked again for the same update."""
-        wanted = (str(self._seed), update)  # a rollback changes the seed, and so the draws of the same update
+    def for_discriminator(self, step: int, k: int) -> Iterator[Batch]:
+        """Yields the parts of this rank's share of the batch of a step's k-th update of the discriminator, from 0."""
+        return self._pieces(step * self._per_step + k, update=step * self._d_steps + k)
+
+    def for_generator(self, step: int) -> Iterator[Batch]:
+        """Yields the parts of this rank's share of the batch of a step's update of the generator.
+
+        It is the discriminator's last batch, the same objects, or with `train.g_batch=own` the next one.
+        """
+        return self._pieces((step + 1) * self._per_step - 1, update=(step + 1) * self._d_steps - 1)
+
+    def _pieces(self, number: int, *, update: int) -> Iterator[Batch]:
+        wanted = (str(self._seed), number)  # a rollback changes the seed, and so the draws of the same batch
         if self._made_for != wanted:
             self._made_for, self._made = wanted, []
         for i in range(len(self._shares)):
             if i == len(self._made):
-                self._made.append(self._make(update, i))
+                self._made.append(self._make(number, i, update))
             yield self._made[i]
 
-    def _make(self, update: int, i: int) -> Batch:
-        real, y = self._real(update, i)
+    def _make(self, number: int, i: int, update: int) -> Batch:
+        real, y = self._real(number, i)
         z = seeding.latents(
-            self._seed, "latents", update, batch=self._batch_size, dim=self._latent_dim, share=self._shares[i]
+            self._seed, "latents", number, batch=self._batch_size, dim=self._latent_dim, share=self._shares[i]
         )
         count = len(self._shares)
+        of_generator_too = self._per_step == self._d_steps and (number + 1) % self._per_step == 0
         return Batch(
             real=real,
             y=y,
             z=to_device(z, self._device),
-            draw=self._draws(update, i),
+            draw=self._draws(number, i),
             update=update,
             weight=1 / count,
-            whole=count == 1,
+            shared=of_generator_too and count == 1,  # several graphs of G at once break DDP's reduction
             last=i == count - 1,
         )
 
-    def _real(self, update: int, i: int) -> "_Gathered":
+    def _real(self, number: int, i: int) -> "_Gathered":
         """Returns images (N, C, H, W) in [-1, 1], and their labels (N,)."""
-        pixels, labels = (self._gather if self._prefetch is None else self._fetch)(update, i)
+        pixels, labels = (self._gather if self._prefetch is None else self._fetch)(number, i)
         pixels = to_device(pixels, self._device)
         if self._flip:
-            flips = seeding.flips(self._seed, update, batch=self._batch_size)[self._shares[i]]
+            flips = seeding.flips(self._seed, number, batch=self._batch_size)[self._shares[i]]
             mirrored = to_device(torch.from_numpy(flips), self._device).view(-1, 1, 1, 1)
             pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         real = pixels.to(torch.get_default_dtype()).div_(127.5).sub_(1)
         return real, to_device(labels, self._device) if labels is not None else None
 
-    def _draws(self, update: int, i: int) -> Callable[[str, int], Tensor]:
+    def _draws(self, number: int, i: int) -> Callable[[str, int], Tensor]:
         share = self._shares[i]
 
         def draw(stream: str, count: int) -> Tensor:
-            u = seeding.uniforms(self._seed, stream, update, batch=self._batch_size, count=count, share=share)
+            u = seeding.uniforms(self._seed, stream, number, batch=self._batch_size, count=count, share=share)
             return to_device(u, self._device)
 
         return draw
 
-    def _gather(self, update: int, i: int) -> "_Gathered":
+    def _gather(self, number: int, i: int) -> "_Gathered":
         """Returns the images of a part, uint8, and its labels, where the images are kept; pixels pinned for a GPU."""
-        position = update * self._batch_size
+        position = number * self._batch_size
         indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[i]]
         chosen = to_device(torch.from_numpy(indices), self._pixels.device)
         pixels, labels = self._pixels[chosen], self._labels[chosen] if self._labels is not None else None
         return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
 
-    def _fetch(self, update: int, i: int) -> "_Gathered":
+    def _fetch(self, number: int, i: int) -> "_Gathered":
         """Returns the part that was gathered ahead in a thread, and starts gathering the next one."""
         assert self._prefetch is not None
         seed = str(self._seed)  # after a rollback, what was gathered ahead is of no use
-        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, update, i) else None
-        gathered = waiting.result() if waiting is not None else self._gather(update, i)
-        following = (update, i + 1) if i + 1 < len(self._shares) else (update + 1, 0)
+        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, number, i) else None
+        gathered = waiting.result() if waiting is not None else self._gather(number, i)
+        following = (number, i + 1) if i + 1 < len(self._shares) else (number + 1, 0)
         self._ahead = ((seed, *following), self._prefetch.submit(self._gather, *following))
         return gathered
 

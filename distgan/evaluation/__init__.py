@@ -22,7 +22,7 @@ from distgan.evaluation import weights as extractor_weights
 from distgan.evaluation.extractors import Classifier, Extractor, Inception
 from distgan.evaluation.scores import ClassSums, Moments
 from distgan.evaluation.weights import Weights
-from distgan.models import CHUNK, Generator, ImageSpec
+from distgan.models import CHUNK, STANDING, Generator, ImageSpec
 from distgan.parallel.ranks import Ranks
 from distgan.progress import shown
 from distgan.recipe import EVAL_METRICS, DataConfig, EvalConfig
@@ -118,6 +118,11 @@ class Evaluation:
             seed: the seed of the images.
             weights: which weights the generator has, `averaged` or `raw`; for the protocol.
         """
+        truncation, standing = self._config.truncation, self._config.standing
+        if truncation is not None:
+            generator = generator.truncated(truncation, batches=standing or STANDING)
+        elif standing is not None:
+            generator = generator.standing(standing)
         numbers = self._scores(lambda first, _: generator.draw(first, seed=seed, stream=_STREAM), self._config.num)
         labels = {"labels": "as often as the training images have them"} if generator.class_counts else {}
         return Measured(numbers, {**self._protocol(seed=seed, weights=weights), **labels})
@@ -229,6 +234,10 @@ class Evaluation:
             "weights": weights,
             "version": f"distgan {__version__}, torch {torch.__version__}",
         }
+        if self._config.truncation is not None:
+            protocol["truncation"] = self._config.truncation
+        if self._config.truncation is not None or self._config.standing is not None:
+            protocol["standing"] = f"{self._config.standing or STANDING} batches of {CHUNK} samples"
         if self._asks_for("prdc"):
             drawn, compared = (min(count, _PRDC_MOST) for count in (num, real))
             protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"

@@ -9,15 +9,16 @@ from torch import nn
 
 from distgan import seeding
 from distgan.errors import UserError, nearest
-from distgan.models import dcgan, resnet, spectral_norm
+from distgan.models import biggan, dcgan, r3gan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
-from distgan.models.layers import CHUNK, Discriminator, Generator, eval_mode, from_bytes, frozen, to_bytes
+from distgan.models.layers import CHUNK, STANDING, Discriminator, Generator, eval_mode, from_bytes, frozen, to_bytes
 from distgan.recipe import ModelConfig
 
 __all__ = [
     "ARCHITECTURES",
     "CHUNK",
+    "STANDING",
     "Architecture",
     "Discriminator",
     "Generator",
@@ -27,6 +28,8 @@ __all__ = [
     "constrain",
     "d_norm",
     "eval_mode",
+    "fp16_works",
+    "freeze",
     "from_bytes",
     "frozen",
     "has_batch_norm",
@@ -77,6 +80,15 @@ class Architecture:
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
     d_norms: tuple[str, ...] = ("none", "spectral")
     """Allowed values of `model.d_norm`; the first is the default. A discriminator with batch norm must list `batch`."""
+    g_spectral: bool = False
+    """Whether the generator has spectral norm: of every convolution and linear layer, but no embedding, which it would
+    cripple (Brock et al. 2019, `SNGAN with shared embeddings` in their code)."""
+    inits: tuple[str, ...] = ("paper", "orthogonal")
+    """Allowed values of `model.init`."""
+    fp16: bool = True
+    """Whether it trains in fp16."""
+    least_doublings: int = 1
+    """How often the first map must double at least to become the image."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -90,6 +102,23 @@ ARCHITECTURES: dict[str, Architecture] = {
         generator=lambda model, spec: resnet.ResNetGenerator(**_of_generator(model, spec)),
         discriminator=lambda model, spec: resnet.ResNetDiscriminator(**_of_discriminator(model, spec)),
         initialise=resnet.initialise,
+        least_doublings=2,
+    ),
+    "biggan": Architecture(
+        generator=lambda model, spec: biggan.BigGANGenerator(**_of_generator(model, spec)),
+        discriminator=lambda model, spec: biggan.BigGANDiscriminator(**_of_discriminator(model, spec)),
+        initialise=biggan.initialise,
+        d_norms=("spectral",),
+        g_spectral=True,
+        least_doublings=3,
+    ),
+    "r3gan": Architecture(
+        generator=lambda model, spec: r3gan.R3GANGenerator(**_of_generator(model, spec)),
+        discriminator=lambda model, spec: r3gan.R3GANDiscriminator(**_of_discriminator(model, spec)),
+        initialise=r3gan.initialise,
+        d_norms=("none",),
+        inits=("paper",),
+        fp16=False,  # it cripples training (Huang et al. 2024, appendix D)
     ),
 }
 
@@ -112,6 +141,15 @@ def d_norm(model: ModelConfig) -> str:
     return model.d_norm or norms[0]
 
 
+def fp16_works(model: ModelConfig) -> bool:
+    """Tells whether the architecture trains in fp16.
+
+    Raises:
+        UserError: the architecture is unknown.
+    """
+    return _architecture(model.architecture).fp16
+
+
 def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, Discriminator]:
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
@@ -120,6 +158,8 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
     """
     norm = d_norm(model)
     architecture = _architecture(model.architecture)
+    if model.init not in architecture.inits:
+        raise UserError(f"model.init is {model.init}, but {model.architecture} has {' or '.join(architecture.inits)}.")
     generator, discriminator = architecture.generator(model, spec), architecture.discriminator(model, spec)
     if generator.class_counts != spec.class_counts:
         raise UserError(
@@ -133,17 +173,37 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
         if model.init == "orthogonal":
             _make_orthogonal(network, rng)
     if norm == "spectral":
-        spectral_norm.apply_spectral_norm(discriminator, seeding.torch_generator(seed, "init.spectral_norm"))
+        rng = seeding.torch_generator(seed, "init.spectral_norm")
+        spectral_norm.apply_spectral_norm(discriminator, rng, embeddings=True)
+    if architecture.g_spectral:
+        _normalise(generator, seed)
     return generator, discriminator
 
 
 @torch.no_grad()
-def constrain(discriminator: nn.Module, *, clip: float | None) -> None:
-    """Applies D's constraints after each update: WGAN's clipping of weights, and spectral norm's power iteration."""
+def constrain(network: nn.Module, *, clip: float | None = None) -> None:
+    """Applies a network's constraints after each update: WGAN's clipping of D's weights, and spectral norm's power
+    iteration."""
     if clip is not None:
-        for parameter in discriminator.parameters():
+        for parameter in network.parameters():
             parameter.clamp_(-clip, clip)
-    spectral_norm.iterate(discriminator)
+    spectral_norm.iterate(network)
+
+
+def freeze(discriminator: Discriminator, count: int) -> None:
+    """Freezes the blocks of a discriminator that are nearest to the image (Mo et al. 2020, FreezeD).
+
+    Raises:
+        UserError: it has not that many blocks.
+    """
+    blocks = discriminator.blocks_from_image()
+    if count > len(blocks):
+        raise UserError(
+            f"train.freeze_d is {count}, but the discriminator has {len(blocks)} blocks: choose at most that many."
+        )
+    for block in blocks[:count]:
+        for layer in block:
+            layer.requires_grad_(False)
 
 
 def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
@@ -152,9 +212,17 @@ def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
     Raises:
         UserError: the architecture is unknown.
     """
-    generator = _architecture(model.architecture).generator(model, spec)
+    architecture = _architecture(model.architecture)
+    generator = architecture.generator(model, spec)
     generator.class_names = spec.class_names
+    if architecture.g_spectral:
+        _normalise(generator, seed=0)
     return generator
+
+
+def _normalise(generator: Generator, seed: int) -> None:
+    rng = seeding.torch_generator(seed, "init.spectral_norm_of_generator")
+    spectral_norm.apply_spectral_norm(generator, rng, embeddings=False)
 
 
 def _of_generator(model: ModelConfig, spec: ImageSpec) -> dict[str, Any]:

@@ -3,6 +3,11 @@
 from torch import Tensor, nn
 
 
+def embedded(embedding: nn.Embedding, y: Tensor) -> Tensor:
+    """Returns the vectors of labels (N,), or of shares of classes (N, classes) the means over classes: (N, dim)."""
+    return embedding(y) if y.ndim == 1 else y @ embedding.weight
+
+
 class ConditionalBatchNorm2d(nn.Module):
     """Batch norm whose scale and shift belong to the image's class (Dumoulin et al. 2017; de Vries et al. 2017).
 
@@ -20,7 +25,7 @@ class ConditionalBatchNorm2d(nn.Module):
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        scale, shift = (one(y) if y.ndim == 1 else y @ one.weight for one in (self.scale, self.shift))
+        scale, shift = (embedded(one, y) for one in (self.scale, self.shift))
         return scale[:, :, None, None] * self.norm(x) + shift[:, :, None, None]
 
 

@@ -12,7 +12,7 @@ them at once, but drew the same image for each class, still after 1,500 steps: o
 make a generator collapse within its classes (Shahbazi et al. 2022, "Collapse by conditioning").
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,14 @@ class DCGANDiscriminator(Discriminator):
             if isinstance(layer, nn.LeakyReLU):
                 maps.append(x)
         return maps
+
+    def blocks_from_image(self) -> list[Sequence[nn.Module]]:
+        blocks: list[list[nn.Module]] = []
+        for layer in self.main[:-1]:
+            if isinstance(layer, nn.Conv2d):
+                blocks.append([])
+            blocks[-1].append(layer)
+        return list(blocks)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         features = self.features(x)[-1]

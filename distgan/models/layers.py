@@ -1,8 +1,11 @@
 """The interfaces of all networks, and contexts that change a network for a while."""
 
+import copy
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from distgan import seeding
 from distgan.errors import UserError, nearest
 
 CHUNK = 64  # images per forward pass of a generator that samples: always this number, so that n changes no rounding
+STANDING = 16
+"""How many batches of samples standing statistics are taken from, if nothing else is asked for."""
 
 
 class Generator(nn.Module):
@@ -22,6 +27,8 @@ class Generator(nn.Module):
 
     class_names: tuple[str, ...] = ()
     """Names of the classes, in the order of their labels; empty if they are not known."""
+    truncation: float | None = None
+    """Where the normal distribution of the latents that are drawn is cut off, on both sides; see `truncated`."""
 
     def __init__(self, *, latent_dim: int, class_counts: tuple[int, ...] = ()) -> None:
         """Stores the sizes of the inputs.
@@ -52,6 +59,40 @@ class Generator(nn.Module):
             raise UserError(f"the number of samples is {n}, but must be at least 1.")
         label = self.label_of(label) if label is not None else None
         return torch.cat([self.draw(first, seed=seed, label=label) for first in range(0, n, CHUNK)])[:n]
+
+    def truncated(self, truncation: float, *, batches: int = STANDING) -> Self:
+        """Returns a copy that draws from truncated latents: less varied images of more equal quality.
+
+        A latent is mapped, number by number, from N(0, 1) to that distribution cut off at -truncation and truncation
+        (Brock et al. 2019, section 3.1), so that image i stays similar. Batch norm gets standing statistics, because
+        activations are others than in training.
+
+        Raises:
+            UserError: `truncation` is not above 0.
+        """
+        if not (math.isfinite(truncation) and truncation > 0):
+            raise UserError(f"the truncation is {truncation}, but must be above 0.")
+        truncated = copy.deepcopy(self)
+        truncated.truncation = truncation
+        return truncated.standing(batches)
+
+    @torch.no_grad()
+    def standing(self, batches: int = STANDING) -> Self:
+        """Returns a copy whose batch norm has standing statistics (Brock et al. 2019, appendix F): the means of those
+        of `batches` batches of CHUNK samples. They are always the same samples."""
+        stood = copy.deepcopy(self)
+        norms = [layer for layer in stood.modules() if isinstance(layer, nn.BatchNorm2d)]
+        with eval_mode(stood):
+            momenta = [norm.momentum for norm in norms]
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # equal weights
+                norm.train()
+            for i in range(batches if norms else 0):
+                stood(*stood.inputs(i * CHUNK, seed=0, stream="standing"))
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+        return stood
 
     def label_of(self, wanted: int | str) -> int:
         """Returns the label of a class, given by its name or its label.
@@ -122,6 +163,8 @@ class Generator(nn.Module):
         """Returns what `images` makes images of: latents (CHUNK, latent_dim), and labels (CHUNK,) or None."""
         parameter = next(self.parameters())
         z = seeding.latents_by_index(seed, stream, first, CHUNK, dim=self.latent_dim)
+        if self.truncation is not None:
+            z = _cut_off(z, self.truncation)
         return z.to(parameter.device, parameter.dtype), self.labels(first, seed=seed, stream=stream, label=label)
 
     def labels(self, first: int, *, seed: int, stream: str = "sample", label: int | None = None) -> Tensor | None:
@@ -134,6 +177,13 @@ class Generator(nn.Module):
         else:
             y = torch.full((CHUNK,), label)
         return y.to(next(self.parameters()).device)
+
+
+def _cut_off(z: Tensor, at: float) -> Tensor:
+    """Maps numbers from N(0, 1) to that distribution cut off at -at and at, in their order."""
+    below = torch.special.ndtr(torch.tensor(-at, dtype=torch.float64))
+    share = below + torch.special.ndtr(z.double()) * (1 - 2 * below)
+    return torch.special.ndtri(share).clamp(-at, at).to(z.dtype)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -166,11 +216,16 @@ def first_map(size: tuple[int, int]) -> tuple[int, int]:
 class Discriminator(nn.Module):
     """Base of all discriminators: images (N, C, H, W) in [-1, 1], labels (N,) -> logits (N,).
 
-    A subclass defines `features(x)`, and `forward(x, y=None)`, which uses them; labels are None without classes.
+    A subclass defines `features(x)`, `forward(x, y=None)`, which uses them, and `blocks_from_image()`; labels are None
+    without classes.
     """
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Returns the feature maps of all stages, in their order, each (N, C', H', W')."""
+        raise NotImplementedError
+
+    def blocks_from_image(self) -> list[Sequence[nn.Module]]:
+        """Returns the layers of each block, from the image on, without the last layer and the projection."""
         raise NotImplementedError
 
 

@@ -8,6 +8,7 @@ Starting weights are SNGAN's.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -66,6 +67,9 @@ class ResNetDiscriminator(Discriminator):
         for block in self.blocks:
             maps.append(block(maps[-1]))
         return maps
+
+    def blocks_from_image(self) -> list[Sequence[nn.Module]]:
+        return [[self.first], *([block] for block in self.blocks)]
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         last = relu(self.features(x)[-1])

@@ -43,10 +43,16 @@ class SpectralNorm(nn.Module):
         self.u.copy_(_normalised((matrix @ self.v[:, None]).flatten()))
 
 
-def apply_spectral_norm(network: nn.Module, rng: torch.Generator) -> None:
-    """Normalises every convolution, linear layer and embedding of a network whose starting weights are drawn."""
+def apply_spectral_norm(network: nn.Module, rng: torch.Generator, *, embeddings: bool) -> None:
+    """Normalises every convolution and linear layer of a network whose starting weights are drawn.
+
+    Args:
+        network: the network.
+        rng: draws the vectors.
+        embeddings: whether embeddings are normalised, too.
+    """
     for layer in list(network.modules()):
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+        if isinstance(layer, nn.Conv2d | nn.Linear) or (embeddings and isinstance(layer, nn.Embedding)):
             register_parametrization(layer, "weight", SpectralNorm(layer.weight.detach(), rng))
 
 

@@ -14,6 +14,10 @@ from distgan.objective import losses
 from distgan.objective.augment import Augment
 from distgan.objective.penalties import Penalties, penalised
 from distgan.recipe import Config
+from distgan.schedules import ramped
+
+SIGN = "augment/sign_real"
+"""The mean sign of the logits of real images: ADA's sign that D overfits (Karras et al. 2020, eq. 1, r_t)."""
 
 Discriminator = Callable[[Tensor, Tensor | None], Tensor]
 """(images (N, C, H, W), labels (N,) or None) -> logits (N,)."""
@@ -39,13 +43,19 @@ class Objective:
         """
         self.loss = losses.build(config.loss.name)
         self.augment = Augment(config.augment.names)
-        self.penalties = Penalties(config.penalty, mixed_precision=config.train.precision != "fp32")
+        weight, end = config.penalty.weight, config.ramp.penalty_weight
+        self.penalties = Penalties(
+            config.penalty,
+            mixed_precision=config.train.precision != "fp32",
+            ramp=ramped(config, weight, end) if weight is not None and end is not None else None,
+        )
+        self._adaptive = config.augment.adaptive
 
     @property
     def logged(self) -> tuple[str, ...]:
         """Returns the names of all values that the two halves log."""
-        penalty = ("loss/penalty",) if self.penalties.weights else ()
-        return ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after", *penalty)
+        more = [*(["loss/penalty"] if self.penalties.weights else []), *([SIGN] if self._adaptive else [])]
+        return ("loss/discriminator", "loss/generator", "score/real", "score/fake_before", "score/fake_after", *more)
 
     def discriminator(self, D: Discriminator, batch: Batch, fake: Tensor, *, plain_D: Discriminator) -> Terms:
         """Returns the discriminator's loss with the penalties that are due at this update.
@@ -74,6 +84,7 @@ class Objective:
             "score/real": self.loss.score(real_logits),
             "score/fake_before": self.loss.score(fake_logits),
             **({"loss/penalty": penalty} if self.penalties.weights else {}),
+            **({SIGN: real_logits.float().sign().mean()} if self._adaptive else {}),
         }
         return Terms(loss + penalty, _detached(logged))
 

@@ -1,8 +1,8 @@
-"""Differentiable augmentation of what the discriminator sees (DiffAugment, Zhao et al. 2020).
+"""Differentiable augmentation of what the discriminator sees: DiffAugment (Zhao et al. 2020), or ADA's pipeline.
 
 All images that the discriminator sees are augmented, in both halves of a step, so that the generator does not learn to
-draw augmented images. Ranges are those of the authors' code. Random numbers are drawn for each image of the global
-batch, whatever the number of processes.
+draw augmented images. DiffAugment's ranges are those of the authors' code. Random numbers are drawn for each image of
+the global batch, whatever the number of processes. ADA's pipeline is in ada.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from distgan.errors import UserError, unknown_name
+from distgan.objective.ada import NUMBERS, PIPELINES
 
 Draw = Callable[[str, int], Tensor]
 """(stream, n) -> (N, n) uniform in [0, 1): n numbers for each image of this rank's share."""
@@ -20,22 +21,30 @@ Draw = Callable[[str, int], Tensor]
 class Augment:
     """Some of the augmentations, in the order in which they are named."""
 
+    probability: Tensor
+    """Of each transform of a pipeline: a scalar on the images' device, from 0 to 1."""
+
     def __init__(self, names: Sequence[str]) -> None:
-        """Finds the augmentations by their names in `AUGMENTATIONS`.
+        """Finds the augmentations by their names in `AUGMENTATIONS` and `PIPELINES`.
 
         Raises:
             UserError: one is unknown.
         """
         for name in names:
-            if name not in AUGMENTATIONS:
-                raise UserError(unknown_name("augment.policy", name, [*AUGMENTATIONS]))
+            if name not in AUGMENTATIONS and name not in PIPELINES:
+                raise UserError(unknown_name("augment.policy", name, [*AUGMENTATIONS, *PIPELINES]))
         self._names = names
+        self.probability = torch.zeros((), dtype=torch.float64)
 
     def __call__(self, images: Tensor, draw: Draw, which: str) -> Tensor:
-        """Augments images (N, C, H, W) in [-1, 1]; `color` may leave that range. `which` keeps kinds apart."""
+        """Augments images (N, C, H, W) in [-1, 1]; colours may leave that range. `which` keeps kinds apart."""
         for name in self._names:
-            count, change = AUGMENTATIONS[name]
-            images = change(images, draw(f"augment.{which}.{name}", count))
+            stream = f"augment.{which}.{name}"
+            if name in PIPELINES:
+                images = PIPELINES[name](images, draw(stream, NUMBERS), self.probability)
+            else:
+                count, change = AUGMENTATIONS[name]
+                images = change(images, draw(stream, count))
         return images
 
 

@@ -28,6 +28,9 @@ class Loss(Protocol):
     needs_lipschitz: bool
     """Whether the discriminator's loss has no lower bound, so that something must bound the slope of its logits."""
 
+    zero_decides: bool
+    """Whether a logit above 0 says that an image is real. If not, `augment.probability` cannot be adapted."""
+
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Returns the discriminator's loss, a scalar."""
 
@@ -48,6 +51,7 @@ class NonSaturating:
     paired = False
     probability = True
     needs_lipschitz = False
+    zero_decides = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return softplus(-_wide(real_logits)).mean() + softplus(_wide(fake_logits)).mean()
@@ -61,11 +65,14 @@ class NonSaturating:
 
 
 class _ByLogits:
-    """Base of losses whose score is the mean logit. By default they are unpaired, and need no bound on the slope."""
+    """Base of losses whose score is the mean logit. By default they are unpaired, need no bound on the slope, and their
+    logits have no meaning of their own.
+    """
 
     paired = False
     probability = False
     needs_lipschitz = False
+    zero_decides = False
 
     def score(self, logits: Tensor) -> Tensor:
         """Returns the mean logit."""
@@ -105,6 +112,8 @@ class Hinge(_ByLogits):
 
     L_D = E[max(0, 1 - l(x))] + E[max(0, 1 + l(G(z)))] and L_G = -E[l(G(z))].
     """
+
+    zero_decides = True
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return relu(1 - _wide(real_logits)).mean() + relu(1 + _wide(fake_logits)).mean()

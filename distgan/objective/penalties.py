@@ -77,12 +77,15 @@ class Penalties:
     weights: dict[str, float]
     """The weight of each penalty, by its name; `due` multiplies it by `penalty.every`."""
 
-    def __init__(self, config: PenaltyConfig, *, mixed_precision: bool) -> None:
+    def __init__(
+        self, config: PenaltyConfig, *, mixed_precision: bool, ramp: Callable[[int], float] | None = None
+    ) -> None:
         """Finds the penalties by name.
 
         Args:
             config: the recipe's penalty group.
             mixed_precision: whether the loss's logits are computed in bf16 or fp16.
+            ramp: the weight by step, if `ramp.penalty_weight` is set.
 
         Raises:
             UserError: a penalty is unknown.
@@ -93,7 +96,14 @@ class Penalties:
         self.weights = {
             name: PENALTIES[name].weight if config.weight is None else config.weight for name in config.names
         }
-        self._every, self._reuse = config.every, not mixed_precision
+        self._every, self._reuse, self._ramp = config.every, not mixed_precision, ramp
+        self.now: dict[str, float] = {}
+
+    def set(self, step: int) -> None:
+        """Sets the weights for the updates that follow this step, if they are ramped."""
+        if self._ramp is not None:
+            self.weights = dict.fromkeys(self.weights, self._ramp(step))
+            self.now = {"ramp/penalty_weight": self._ramp(step)}
 
     def due(self, update: int) -> Due:
         """Returns what is due at an update of the discriminator, counted over the whole run."""

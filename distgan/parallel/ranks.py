@@ -277,6 +277,11 @@ class Ranks:
         for tensor in sums if self._group is not None else ():
             dist.all_reduce(tensor, group=self._group)
 
+    def add_up(self, tensor: torch.Tensor) -> None:
+        """Collective: replaces a tensor, on the ranks' device, by its sum over ranks. Does not wait for the device."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Collective: returns on rank zero the rows of all ranks in order, on the CPU; no rows on the others."""
         if self._group is None:

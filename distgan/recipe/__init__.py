@@ -3,6 +3,7 @@
 from distgan.recipe.groups import (
     EVAL_METRICS,
     HIGHER_IS_BETTER,
+    PIPELINES,
     AugmentConfig,
     CheckpointConfig,
     Config,
@@ -14,6 +15,7 @@ from distgan.recipe.groups import (
     ModelConfig,
     OptimConfig,
     PenaltyConfig,
+    RampConfig,
     RunConfig,
     TrackConfig,
     TrainConfig,
@@ -24,6 +26,7 @@ from distgan.recipe.parsing import dump, load, parse
 __all__ = [
     "EVAL_METRICS",
     "HIGHER_IS_BETTER",
+    "PIPELINES",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",
@@ -35,6 +38,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PenaltyConfig",
+    "RampConfig",
     "RunConfig",
     "TrackConfig",
     "TrainConfig",

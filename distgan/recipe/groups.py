@@ -50,6 +50,9 @@ def _each_once(key: str, names: list[str]) -> None:
         raise UserError(f"{key} is {','.join(names)}, which has a name twice: give each once.")
 
 
+PIPELINES = ("ada", "ada_r3gan")
+"""The augmentations whose transforms are applied with a probability."""
+
 _PATH = {"path": True}  # marks a setting in which `~` and `$NAME` are replaced
 BESIDE = {"beside": True}
 """Marks a setting, or a whole group, that does not change the mathematics: a resumed run may change it."""
@@ -148,24 +151,27 @@ class ModelConfig:
     """The two networks."""
 
     architecture: str = "dcgan"
-    """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet."""
+    """Name of a pair of networks in `distgan.models.ARCHITECTURES`: dcgan, resnet, biggan, r3gan."""
     width: int = 64
     """Channels of the layer next to the image. They double whenever the resolution halves (resnet: to at most 16 times
     this). Exception: at 32x32, all layers of resnet have this number. So resnet needs a larger width at 32x32 than at
-    larger sizes, for instance 256 instead of 64."""
+    larger sizes, for instance 256 instead of 64. biggan: the unit of its published layouts; at 32x32 all layers have 4
+    times this in the generator and twice this in the discriminator. r3gan: channels at up to 32x32, a multiple of 8;
+    they halve whenever the resolution doubles beyond that."""
     latent_dim: int = 100
     """Length of the latent vector z, drawn from N(0, 1)."""
     d_width: int | None = None
     """Width of the discriminator. If unset, `width`."""
     d_norm: Literal["batch", "spectral", "none"] | None = None
     """Normalisation of the discriminator: batch norm; spectral norm of every weight, with one power iteration per
-    update; or none. If unset: batch norm for dcgan, none for resnet. With spectral norm, resnet sums its last features
-    over the image, as SNGAN does; otherwise it takes their mean, as WGAN-GP does."""
+    update; or none. If unset: batch norm for dcgan, none for resnet and r3gan, spectral norm for biggan, whose
+    generator always has it, too. With spectral norm, resnet sums its last features over the image, as SNGAN does;
+    otherwise it takes their mean, as WGAN-GP does."""
     conditional: bool = False
-    """Give the class labels to both networks: class-conditional batch norm in the generator, projection in the
-    discriminator. With few images per class this may reduce variety."""
+    """Give the class labels to both networks: class-conditional batch norm in the generator (r3gan: a learnt vector
+    beside the latent), projection in the discriminator. With few images per class this may reduce variety."""
     init: Literal["paper", "orthogonal"] = "paper"
-    """Starting weights: as in the architecture's paper, or orthogonal matrices."""
+    """Starting weights: as in the architecture's paper, or orthogonal matrices, which r3gan refuses."""
     sync_batchnorm: bool = True
     """Take batch norm's statistics over the images of all processes. If false, each process normalises by its own
     share; results then depend on the number of processes, and rank zero's running statistics are saved and exported."""
@@ -197,7 +203,8 @@ class PenaltyConfig:
     """Weight of each penalty. For wgan_gp it is lambda. For r1 and r2 it is gamma: the squared gradient norm is
     multiplied by half of it. If unset, 10."""
     every: int = 1
-    """Compute the penalty only at every n-th update of the discriminator, with n times the weight."""
+    """Compute the penalty only at every n-th update of the discriminator, with n times the weight. Refused above 1 with
+    the relativistic loss."""
 
     def __post_init__(self) -> None:
         _as_text(self, "name")
@@ -221,15 +228,43 @@ class PenaltyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """DiffAugment: differentiable augmentation of all images that the discriminator sees."""
+    """Differentiable augmentation of all images that the discriminator sees: DiffAugment (Zhao et al. 2020) or ADA
+    (Karras et al. 2020)."""
 
     policy: list[str] | str | None = None
     """Names in `distgan.objective.augment.AUGMENTATIONS`, in the order in which they are applied: color, translation,
-    cutout. Several as a list, such as [color,cutout], or with commas between them. Default: none."""
+    cutout. Several as a list, such as [color,cutout], or with commas between them. Or one of the pipelines of ADA, in
+    which each transform is applied to an image with a probability: ada (geometry and colour), ada_r3gan (colour half as
+    often, and cutout, as in R3GAN). Default: none."""
+    probability: float | None = None
+    """Probability of each transform of ada. If unset, it is adapted: it starts at 0 and rises or falls with how often
+    the discriminator is right about real images, between 0 and 0.8."""
+    target: float = 0.6
+    """The mean sign of the logits of real images that an adapted probability aims at."""
+    adapt_over: int = 500_000
+    """How many real images it takes an adapted probability to rise from 0 to 1."""
 
     def __post_init__(self) -> None:
         _as_text(self, "policy")
         _each_once("augment.policy", self.names)
+        _at_least("augment.adapt_over", self.adapt_over, 1)
+        if not -1 < self.target < 1:
+            raise UserError(f"augment.target is {self.target}, but must be above -1 and below 1.")
+        if self.probability is not None and not 0 <= self.probability <= 1:
+            raise UserError(f"augment.probability is {self.probability}, but must be from 0 to 1.")
+        pipelines = [name for name in self.names if name in PIPELINES]
+        if pipelines and len(self.names) > 1:
+            raise UserError(f"augment.policy is {self.policy}, but {pipelines[0]} is a whole pipeline: name it alone.")
+        if not pipelines and self.probability is not None:
+            raise UserError(
+                f"augment.probability is {self.probability}, but only {' and '.join(PIPELINES)} have one, and "
+                f"augment.policy is {self.policy or 'null'}: set augment.probability to null."
+            )
+
+    @property
+    def adaptive(self) -> bool:
+        """Tells whether the probability is adapted."""
+        return self.probability is None and any(name in PIPELINES for name in self.names)
 
     @property
     def names(self) -> list[str]:
@@ -265,12 +300,54 @@ class EmaConfig:
     half_life: float = 10_000
     """Half-life of old weights in the average, counted in real images that the discriminator has seen. 0 switches
     averaging off."""
-    ramp: float = 0.05
-    """At the start the half-life is this fraction of the images seen so far, until it reaches `half_life`."""
+    ramp: float | None = 0.05
+    """At the start the half-life is this fraction of the images seen so far, until it reaches `half_life`. null: it is
+    `half_life` from the start."""
+    start: int = 0
+    """Until this step the average is a copy of the generator."""
 
     def __post_init__(self) -> None:
         _non_negative("ema.half_life", self.half_life)
-        _positive("ema.ramp", self.ramp)
+        if self.ramp is not None:
+            _positive("ema.ramp", self.ramp)
+        _at_least("ema.start", self.start, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RampConfig:
+    """Settings that change at the start of a run: along half a cosine, from their value in their own group to the one
+    given here, while the discriminator sees the first `images` images. Then they stay (R3GAN, Huang et al. 2024)."""
+
+    images: int | None = None
+    """Length of the ramps, in real images that the discriminator has seen."""
+    lr: float | None = None
+    """Last value of `optim.lr`."""
+    beta2: float | None = None
+    """Last value of the second of `optim.betas`."""
+    penalty_weight: float | None = None
+    """Last value of `penalty.weight`."""
+    half_life: float | None = None
+    """Last value of `ema.half_life`."""
+    probability: float | None = None
+    """Last value of `augment.probability`."""
+
+    def __post_init__(self) -> None:
+        ends = {key: getattr(self, key) for key in ("lr", "beta2", "penalty_weight", "half_life", "probability")}
+        given = {key: end for key, end in ends.items() if end is not None}
+        for key, end in given.items():
+            (_positive if key == "penalty_weight" else _non_negative)(f"ramp.{key}", end)
+        if self.beta2 is not None and self.beta2 >= 1:
+            raise UserError(f"ramp.beta2 is {self.beta2}, but must be below 1.")
+        if self.probability is not None and self.probability > 1:
+            raise UserError(f"ramp.probability is {self.probability}, but must be at most 1.")
+        if self.images is not None:
+            _at_least("ramp.images", self.images, 1)
+        if given and self.images is None:
+            raise UserError(f"ramp.{next(iter(given))} is set, but ramp.images is not: say after how many images.")
+        if self.images is not None and not given:
+            raise UserError(
+                f"ramp.images is {self.images}, but nothing is ramped: set one of ramp.{', ramp.'.join(ends)}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,14 +360,21 @@ class TrainConfig:
     """Images per update, over all processes together."""
     d_steps: int = 1
     """Discriminator updates per generator update, each on new images."""
+    g_batch: Literal["shared", "own"] = "shared"
+    """The batch of the generator's update. `shared`: the discriminator's last one, whose fakes are used again. `own`:
+    the next one, with new latents and, for a paired loss, new real images, as in R3GAN's code; it costs one more
+    forward pass of the generator."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks. Weights and losses stay in fp32. For mixed precision we advise bf16."""
     max_batch_per_device: int | None = field(default=None, metadata=BESIDE)
     """If a process's share of a batch is larger than this, accumulate gradients over equal parts of at most this many
     images: the same update in less memory, at the cost of one more forward pass of the generator. Only for networks
-    without batch norm, so not for the built-in generators."""
+    without batch norm: of the built-in ones, r3gan."""
     init_from: str | None = field(default=None, metadata=_PATH)
     """Start a new run from the weights of another run's newest checkpoint (a run's folder, or a checkpoint's)."""
+    freeze_d: int = 0
+    """With `train.init_from`: do not train this many of the discriminator's blocks, counted from the image (FreezeD, Mo
+    et al. 2020), so that few images do not make it forget what it knows."""
     deterministic: bool = False
     """On CUDA, use only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 
@@ -299,6 +383,12 @@ class TrainConfig:
         _at_least("train.steps", self.steps, 1)
         _at_least("train.batch_size", self.batch_size, 1)
         _at_least("train.d_steps", self.d_steps, 1)
+        _at_least("train.freeze_d", self.freeze_d, 0)
+        if self.freeze_d and self.init_from is None:
+            raise UserError(
+                f"train.freeze_d is {self.freeze_d}, but random weights would be frozen: give train.init_from, the run "
+                "whose discriminator is to be kept."
+            )
         if self.max_batch_per_device is not None:
             _at_least("train.max_batch_per_device", self.max_batch_per_device, 1)
 
@@ -346,6 +436,9 @@ class TrackConfig:
     sample_every: int = 1000
     """Steps between sample grids, which the averaged generator draws from fixed latents. With labels, a grid has one
     row for each of the first 32 classes."""
+    truncation: float | None = None
+    """Draw the latents of sample grids from a normal distribution that is cut off at plus and minus this (Brock et al.
+    2019)."""
 
     def __post_init__(self) -> None:
         refused = sorted(_REFUSED_BY_WANDB & set(self.project))
@@ -357,6 +450,8 @@ class TrackConfig:
             )
         _at_least("track.log_every", self.log_every, 1)
         _at_least("track.sample_every", self.sample_every, 1)
+        if self.truncation is not None:
+            _positive("track.truncation", self.truncation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,6 +473,11 @@ class EvalConfig:
     fid,prdc or fd_classifier,prdc."""
     num: int = 10_000
     """How many images to draw."""
+    truncation: float | None = None
+    """Draw latents from a normal distribution that is cut off at plus and minus this (Brock et al. 2019)."""
+    standing: int | None = None
+    """Give batch norm in the generator statistics of this many batches of 64 samples (standing statistics, Brock et al.
+    2019) instead of its running ones. If unset, 16 with `eval.truncation`, otherwise none."""
     reference: str = field(default="train", metadata=_PATH)
     """Real images to compare with. `train`: those trained on. `test`: the source's test split. Or a folder or zip
     archive of pictures of the generator's size."""
@@ -388,6 +488,10 @@ class EvalConfig:
         if self.every is not None:
             _at_least("eval.every", self.every, 1)
         _at_least("eval.num", self.num, 1)
+        if self.truncation is not None:
+            _positive("eval.truncation", self.truncation)
+        if self.standing is not None:
+            _at_least("eval.standing", self.standing, 1)
         for name in self.measured:
             if name not in EVAL_METRICS[self.extractor]:
                 known = ", ".join(EVAL_METRICS[self.extractor])
@@ -459,6 +563,7 @@ class Config:
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
+    ramp: RampConfig = RampConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = field(default=CheckpointConfig(), metadata=BESIDE)
     track: TrackConfig = field(default=TrackConfig(), metadata=BESIDE)

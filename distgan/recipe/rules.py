@@ -19,7 +19,9 @@ def check_recipe(config: Config) -> None:
     """Checks combinations that can be judged from the recipe alone.
 
     Raises:
-        UserError: the critic is bounded in two ways at once, or `run.extend` meets a learning rate that has ended at 0.
+        UserError: the critic is bounded in two ways at once, `run.extend` meets a learning rate that has ended at 0,
+            two settings change the same value, a value that is not used is ramped, or a penalty skips updates of the
+            relativistic loss.
     """
     clip, spectral = config.optim.clip_weights, config.model.d_norm == "spectral"
     if clip is not None and (spectral or "wgan_gp" in config.penalty.names):
@@ -33,18 +35,51 @@ def check_recipe(config: Config) -> None:
             f"run.extend is {config.run.extend}, but with optim.schedule {config.optim.schedule} the learning rate is "
             f"0 from step {config.train.steps} on: start a new run with train.init_from instead."
         )
+    _check_ramps(config)
+    if config.loss.name == "relativistic" and config.penalty.every > 1:
+        raise UserError(
+            f"penalty.every is {config.penalty.every}, but loss.name is relativistic, which failed to converge on "
+            "Stacked MNIST and on 25 Gaussians with penalties at every 8th update (Huang et al. 2024, appendix E): set "
+            "penalty.every to 1."
+        )
 
 
-def check_objective(config: Config, *, needs_lipschitz: bool, d_norm: str) -> None:
+def _check_ramps(config: Config) -> None:
+    ramp = config.ramp
+    if ramp.lr is not None and config.optim.schedule != "constant":
+        raise UserError(
+            f"ramp.lr is {ramp.lr}, but optim.schedule is {config.optim.schedule}, and both change the learning rate: "
+            "set optim.schedule to constant, or ramp.lr to null."
+        )
+    if ramp.half_life is not None and config.ema.ramp is not None:
+        raise UserError(
+            f"ramp.half_life is {ramp.half_life}, but ema.ramp is {config.ema.ramp}, and both change the half-life: "
+            "set ema.ramp to null."
+        )
+    if ramp.penalty_weight is not None and (not config.penalty.names or config.penalty.weight is None):
+        raise UserError(
+            f"ramp.penalty_weight is {ramp.penalty_weight}, but there is no weight to start from: set penalty.name and "
+            "penalty.weight."
+        )
+    if ramp.probability is not None and config.augment.probability is None:
+        raise UserError(
+            f"ramp.probability is {ramp.probability}, but there is no probability to start from: set augment.policy to "
+            "ada and augment.probability, such as 0."
+        )
+
+
+def check_objective(config: Config, *, needs_lipschitz: bool, zero_decides: bool, d_norm: str) -> None:
     """Checks the loss, the penalty and the discriminator's normalisation together.
 
     Args:
         config: the recipe.
         needs_lipschitz: whether the loss needs a critic whose slope is bounded, as Wasserstein's does.
+        zero_decides: whether a logit above 0 says that an image is real.
         d_norm: the discriminator's normalisation, `model.d_norm` or the architecture's default.
 
     Raises:
-        UserError: nothing bounds the critic, weights are clipped with another loss, or a penalty meets batch norm.
+        UserError: nothing bounds the critic, weights are clipped with another loss, a penalty meets batch norm, or a
+            probability would be adapted by logits whose sign says nothing.
     """
     loss, clip = config.loss.name, config.optim.clip_weights
     bounded = d_norm == "spectral" or config.penalty.name is not None
@@ -65,6 +100,24 @@ def check_objective(config: Config, *, needs_lipschitz: bool, d_norm: str) -> No
             f"penalty.name is {config.penalty.name}, but model.d_norm is batch{whose}: with batch norm in the "
             "discriminator the gradient at one image depends on the others of its batch (Gulrajani et al. 2017, "
             "section 4); set model.d_norm to none or spectral."
+        )
+    if config.augment.adaptive and not zero_decides:
+        raise UserError(
+            f"augment.policy is {config.augment.policy}, whose probability is adapted by the sign of logits, but with "
+            f"loss.name {loss} the sign says nothing: set augment.probability, or loss.name to non_saturating or hinge."
+        )
+
+
+def check_precision(config: Config, *, fp16_works: bool) -> None:
+    """Refuses fp16 with an architecture that does not train in it.
+
+    Raises:
+        UserError: `train.precision` is fp16, and it does not work.
+    """
+    if config.train.precision == "fp16" and not fp16_works:
+        raise UserError(
+            f"train.precision is fp16, but {config.model.architecture} does not train in it (Huang et al. 2024, "
+            "appendix D): use bf16 or fp32."
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from distgan.recipe import GuardConfig
+from distgan.run.adaptation import MOST
 
 _EVALUATIONS = 2  # evaluations in a row at which a sign must be seen, if only evaluations show it
 
@@ -78,6 +79,14 @@ _SIGNS = {
         lambda drawn, classes: drawn < 0.7 * classes,
         "the generator draws {:.0f} of {:.0f} classes",
         None,
+    ),
+    "overfitting": _Sign(
+        # The bound is run/adaptation.py's MOST; with a fixed probability there is no sign of logits.
+        ("augment/probability", "augment/sign_real"),
+        lambda probability, sign: probability >= MOST,
+        "the discriminator is so sure of real images (the mean sign of their logits is {1:.2f}) that augmentation has "
+        "reached its highest probability, {0:.1f}",
+        ("discriminator",),
     ),
     "falling": _Sign(
         ("eval/behind_best",),

@@ -241,7 +241,8 @@ class Housekeeping:
 
     def _grid(self) -> torch.Tensor:
         """Draws the sample grid from fixed latents; with labels, one row for each of the first `_ROWS` classes."""
-        average, seed = self.state.average, self.config.run.seed
+        average, seed, truncation = self.state.average, self.config.run.seed, self.config.track.truncation
+        average = average if truncation is None else average.truncated(truncation)
         if classes := [i for i, images in enumerate(average.class_counts) if images > 0]:
             return average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
         return average.sample(_COLUMNS**2, seed=seed)

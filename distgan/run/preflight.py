@@ -47,8 +47,10 @@ def prepare(config: Config) -> Materials:
 
     # The recipe by itself.
     objective = Objective(config)
+    rules.check_precision(config, fp16_works=models.fp16_works(config.model))
     d_norm = models.d_norm(config.model)
-    rules.check_objective(config, needs_lipschitz=objective.loss.needs_lipschitz, d_norm=d_norm)
+    loss = objective.loss
+    rules.check_objective(config, needs_lipschitz=loss.needs_lipschitz, zero_decides=loss.zero_decides, d_norm=d_norm)
 
     # The folder, and the images.
     folder = RunFolder(config.run.dir)
@@ -68,11 +70,11 @@ def prepare(config: Config) -> Materials:
         parts=data.parts(config.train.batch_size, world=world, most=config.train.max_batch_per_device),
         with_batch_norm=[name for name, network in networks.items() if models.has_batch_norm(network)],
     )
-    average = Average(
-        generator, half_life=config.ema.half_life, ramp=config.ema.ramp, images_per_step=config.images_per_step
-    )
+    average = Average(generator, config)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         checkpoint.load(_newest_of(config.train.init_from), {**networks, "average": average.generator})
+    if config.train.freeze_d:
+        models.freeze(discriminator, config.train.freeze_d)
 
     # The evaluation, and the images that nobody trains on.
     evaluation = _evaluation(config, folder, spec, rank=rank)

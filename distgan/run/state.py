@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from distgan.models import Generator
+from distgan.run.adaptation import Adaptation
 from distgan.run.best import BestSoFar
 from distgan.run.guard import Guard
 from distgan.run.meter import Meter
@@ -54,6 +55,7 @@ class TrainingState:
     meter: Meter
     scaler: Scaler
     guard: Guard
+    adaptation: Adaptation
     standing: BestSoFar
     images: str
     """Fingerprint of the training images."""

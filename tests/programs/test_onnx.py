@@ -51,7 +51,7 @@ def test_onnxruntime_draws_what_torch_draws(tmp_path, architecture, names):
 
 def test_spectral_norm_is_folded_into_the_weights(tmp_path):
     generator = load_generator(exported(tmp_path / "g", architecture="resnet"))
-    apply_spectral_norm(generator, torch.Generator().manual_seed(0))
+    apply_spectral_norm(generator, torch.Generator().manual_seed(0), embeddings=True)
     assert onnx_file.write(generator, tmp_path / "g.onnx", as_floats=True) < 1e-4
     stored = {one.name for one in onnx.load(tmp_path / "g.onnx").graph.initializer}
     assert "network.first.weight" in stored

@@ -166,6 +166,7 @@ class Cubic:
     paired = True
     probability = False
     needs_lipschitz = False
+    zero_decides = False
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         return (real_logits - fake_logits - 1).abs().pow(3).mean()

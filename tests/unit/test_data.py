@@ -111,9 +111,11 @@ def test_without_network_and_cache_the_local_way_is_named(monkeypatch, tmp_path)
         data.load(DataConfig(source="cifar10"))
 
 
-def feed_of(images, config, shares, labels=True):
-    device = torch.device("cpu")
-    return data.Feed(images, config, labels=labels, latent_dim=2, seed=0, batch_size=6, shares=shares, device=device)
+def feed_of(images, config, shares, *, labels=True, d_steps=1, g_batch="shared"):
+    device, steps = torch.device("cpu"), {"d_steps": d_steps, "g_batch": g_batch}
+    return data.Feed(
+        images, config, labels=labels, latent_dim=2, seed=0, batch_size=6, shares=shares, device=device, **steps
+    )
 
 
 @pytest.mark.parametrize("placement", ["auto", "device", "host"])
@@ -124,8 +126,8 @@ def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placemen
     originals = images.pixels.float() / 127.5 - 1
 
     def batch(share, update):
-        (labelled,) = feed_of(images, config, [share]).pieces(update)
-        (unlabelled,) = feed_of(images, config, [share], labels=False).pieces(update)
+        (labelled,) = feed_of(images, config, [share]).for_discriminator(update, 0)
+        (unlabelled,) = feed_of(images, config, [share], labels=False).for_discriminator(update, 0)
         pixels = labelled.real
         assert torch.equal(pixels, unlabelled.real)
         assert unlabelled.y is None
@@ -156,7 +158,7 @@ def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictu
         config = DataConfig(flip=True, placement=placement)
         feed = feed_of(images, config, shares)
         order = [0, 1, 1, 2, 3, 3, 0, 4, 5]  # the last again, as G's half asks for it, and one out of turn
-        seen = [list(feed.pieces(update)) for update in order]
+        seen = [list(feed.for_discriminator(step, 0)) for step in order]
         assert all(torch.equal(a.real, b.real) and torch.equal(a.z, b.z) for a, b in zip(seen[0], seen[6], strict=True))
         kept = [batch for i in (0, 1, 3, 4, 7, 8) for batch in seen[i]]
         assert [batch.last for batch in kept] == [i == len(shares) - 1 for _ in range(6) for i in range(len(shares))]
@@ -418,3 +420,28 @@ def test_200_damaged_files_give_a_sentence_or_the_right_pictures(tmp_path, pictu
                 assert np.array_equal(images.pixels.numpy(), expected)
                 assert kind != "labels" or images.labels.tolist() == [1, 2, 3, 4]
     assert refused > 20
+
+
+def test_a_generators_own_batch_is_the_next_one_and_a_shared_one_is_the_discriminators_last(tmp_path, pictures):
+    images = data.load(DataConfig(source="cifar10", path=str(cifar_folder(tmp_path / "cifar10", pictures))))
+    config, share = DataConfig(), data.shares(6, rank=0, world=1)
+
+    def batches(**options):
+        feed = feed_of(images, config, share, d_steps=2, **options)
+        for step in range(2):
+            yield from (next(feed.for_discriminator(step, k)) for k in range(2))
+            yield next(feed.for_generator(step))
+
+    shared, own = list(batches()), list(batches(g_batch="own"))
+    assert [batch.shared for batch in shared] == [False, True, True, False, True, True]
+    assert shared[1] is shared[2]
+    assert not any(batch.shared for batch in own)
+    assert [batch.update for batch in own] == [batch.update for batch in shared] == [0, 1, 1, 2, 3, 3]
+    # One order of images and one sequence of latents for both networks: no image twice in the first six batches.
+    sequence = list(batches(g_batch="own"))
+    (alone,) = (feed_of(images, config, share, d_steps=6),)
+    for k, batch in enumerate(sequence):
+        expected = next(alone.for_discriminator(0, k))
+        assert torch.equal(batch.real, expected.real)
+        assert torch.equal(batch.z, expected.z)
+        assert torch.equal(batch.draw("a stream", 2), expected.draw("a stream", 2))
