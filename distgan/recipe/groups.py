@@ -234,8 +234,8 @@ class AugmentConfig:
     policy: list[str] | str | None = None
     """Names in `distgan.objective.augment.AUGMENTATIONS`, in the order in which they are applied: color, translation,
     cutout. Several as a list, such as [color,cutout], or with commas between them. Or one of the pipelines of ADA, in
-    which each transform is applied to an image with a probability: ada (geometry and colour), ada_r3gan (colour half as
-    often, and cutout, as in R3GAN). Default: none."""
+    which each transform is applied to an image with a probability: ada, with geometry and colour; ada_r3gan, with
+    colour half as often, and cutout. Default: none."""
     probability: float | None = None
     """Probability of each transform of ada. If unset, it is adapted: it starts at 0 and rises or falls with how often
     the discriminator is right about real images, between 0 and 0.8."""

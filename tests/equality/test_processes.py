@@ -89,10 +89,10 @@ def test_losses_beyond_dcgan_equal_across_process_counts(tmp_path, variant):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["--loss.name=cubic", "--penalty.name=slope,slope_of_fakes"],
+        ["--loss.name=cubic", "--penalty.name=slope,slope_of_fakes", "--penalty.every=3", "--train.g_batch=own"],
         [
             *("--loss.name=relativistic", "--augment.policy=color,translation,cutout", "--model.conditional=true"),
-            *("--model.d_norm=spectral", "--penalty.name=r1,wgan_gp", "--penalty.every=3"),
+            *("--model.d_norm=spectral", "--penalty.name=r1,wgan_gp"),
         ],
         ["--loss.name=hinge", "--model.conditional=true"],
     ],

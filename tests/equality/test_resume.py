@@ -65,7 +65,7 @@ def test_a_resumed_run_is_bit_equal_to_one_that_never_stopped(tmp_path, world, o
 
 @pytest.mark.parametrize(
     ("world", "variant"),
-    [*((2, name) for name in VARIANTS), (3, "relativistic-r1-r2-lazy-spectral-dcgan-labels")],
+    [*((2, name) for name in VARIANTS), (3, "relativistic-r1-r2-spectral-dcgan-labels")],
 )
 def test_a_stopped_run_beyond_dcgan_ends_with_the_same_bits(tmp_path, world, variant):
     whole, parts = stopped_and_resumed(tmp_path, world, *VARIANTS[variant])

@@ -46,11 +46,32 @@ VARIANTS = {
         *("--model.architecture=resnet", "--model.d_norm=spectral", "--model.conditional=true", "--loss.name=hinge"),
         *("--augment.policy=translation", "--model.d_width=3", "--model.init=orthogonal", "--model.width=2"),
     ],
-    "relativistic-r1-r2-lazy-spectral-dcgan-labels": [
-        *("--loss.name=relativistic", "--penalty.name=r1,r2", "--penalty.every=2", "--model.d_norm=spectral"),
+    "relativistic-r1-r2-spectral-dcgan-labels": [
+        *("--loss.name=relativistic", "--penalty.name=r1,r2", "--model.d_norm=spectral"),
         *("--model.conditional=true", "--augment.policy=cutout"),
     ],
-    "r1-unnormalised-dcgan": ["--penalty.name=r1", "--model.d_norm=none", "--train.d_steps=2"],
+    "r1-lazy-unnormalised-dcgan": [
+        "--penalty.name=r1",
+        "--penalty.every=2",
+        "--model.d_norm=none",
+        "--train.d_steps=2",
+    ],
+    "biggan-labels-ada": [
+        *("--model.architecture=biggan", "--model.width=2", "--model.conditional=true", "--loss.name=hinge"),
+        *("--augment.policy=ada", "--augment.adapt_over=150", "--augment.target=0.1", "--train.d_steps=2"),
+        *("--ema.start=3", "--ema.ramp=null", "--eval.truncation=0.8"),
+    ],
+    "biggan-own-batch": [
+        *("--model.architecture=biggan", "--model.width=1", "--loss.name=hinge", "--train.g_batch=own"),
+    ],
+    "r3gan-labels-ramps": [
+        *("--model.architecture=r3gan", "--model.width=8", "--model.conditional=true", "--loss.name=relativistic"),
+        *("--penalty.name=r1,r2", "--penalty.weight=1", "--train.g_batch=own", "--optim.betas=[0,0.9]"),
+        *("--augment.policy=ada_r3gan", "--augment.probability=0.1", "--ema.half_life=0", "--ema.ramp=null"),
+        *("--ramp.images=100", "--ramp.lr=5e-5", "--ramp.beta2=0.99", "--ramp.penalty_weight=0.1"),
+        *("--ramp.half_life=40", "--ramp.probability=0.55"),
+    ],
+    "r3gan": ["--model.architecture=r3gan", "--model.width=8", "--train.max_batch_per_device=3"],
 }
 
 # An evaluation of seconds.

@@ -115,7 +115,7 @@ def test_augmentation_is_part_of_what_a_penalty_differentiates(name, precision):
         return numbers[stream]
 
     real, fake = torch.randn(2, *SHAPE, dtype=torch.float64, generator=rng)
-    batch = Batch(real=real, y=None, z=real, draw=draw, update=0, weight=1.0, whole=True, last=True)
+    batch = Batch(real=real, y=None, z=real, draw=draw, update=0, weight=1.0, shared=True, last=True)
     terms = Objective(config).discriminator(critic, batch, fake.clone(), plain_D=critic)
     share = draw("penalty", 1)[:, :, None, None]
     x, which = {

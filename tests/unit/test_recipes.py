@@ -20,6 +20,9 @@ SETTINGS = {
     "cifar10_wgan_gp": ("wasserstein", "wgan_gp 10", "resnet", 128, 128, 128, False, 2e-4, "linear", (0.0, 0.9), 64, 5),
     "cifar10_sngan": ("hinge", "spectral", "resnet", 256, 128, 128, False, 2e-4, "linear", (0.0, 0.9), 64, 5),
     "cifar10_sngan_cond": ("hinge", "spectral", "resnet", 256, 128, 128, True, 2e-4, "constant", (0.5, 0.999), 64, 5),
+    "cifar10_biggan": ("hinge", "spectral", "biggan", 96, 96, 80, True, 2e-4, "constant", (0.5, 0.999), 64, 5),
+    "cifar10_biggan_diffaug": ("hinge", "spectral", "biggan", 96, 96, 80, True, 2e-4, "constant", (0.5, 0.999), 64, 5),
+    "cifar10_r3gan": ("relativistic", "r1,r2 0.05", "r3gan", 768, 768, 64, True, 2e-4, "constant", (0.0, 0.9), 512, 1),
 }
 
 
@@ -55,3 +58,20 @@ def test_a_recipe_has_its_papers_settings(name):
 def test_launch_files_are_topology_only(launch):
     keys = yaml.safe_load(launch.read_text()).keys()
     assert not keys & {"mixed_precision", "gradient_accumulation_steps", "dynamo_config", "fsdp_config"}
+
+
+def test_r3gans_and_biggans_recipes_have_the_rest_of_the_published_settings():
+    """Huang et al. 2024, table 9, and train.py of their code; StudioGAN's BigGAN.yaml and BigGAN-DiffAug.yaml."""
+    r3gan, biggan, augmented = (
+        recipe.load(REPOSITORY / "configs" / f"cifar10_{name}.yaml") for name in ("r3gan", "biggan", "biggan_diffaug")
+    )
+    assert r3gan.ramp == recipe.RampConfig(
+        images=20_000_000, lr=5e-5, beta2=0.99, penalty_weight=0.005, half_life=5e6, probability=0.55
+    )
+    assert (r3gan.augment.policy, r3gan.augment.probability) == ("ada_r3gan", 0)
+    assert (r3gan.ema.half_life, r3gan.ema.ramp) == (0, None)
+    assert (r3gan.train.g_batch, r3gan.train.precision) == ("own", "bf16")
+    assert r3gan.train.steps * 512 == pytest.approx(250e6, rel=1e-6)
+    for c, steps, policy in ((biggan, 100_000, None), (augmented, 200_000, "color,translation,cutout")):
+        assert (c.train.steps, c.augment.policy, c.ema.start, c.ema.ramp) == (steps, policy, 1000, None)
+        assert 0.5 ** (c.images_per_step / c.ema.half_life) == pytest.approx(0.9999, abs=1e-9)

@@ -12,7 +12,7 @@ from distgan.objective import augment, losses, penalties
 REGISTRIES = {
     "loss.name": losses.LOSSES,
     "penalty.name": penalties.PENALTIES,
-    "augment.policy": augment.AUGMENTATIONS,
+    "augment.policy": augment.AUGMENTATIONS | augment.PIPELINES,
     "model.architecture": models.ARCHITECTURES,
     "eval.metrics": {name: None for names in recipe.EVAL_METRICS.values() for name in names},
 }
@@ -43,6 +43,10 @@ def test_help_and_documents_have_every_name_of_a_registry(key, settings):
         assert key != "eval.metrics" or f"`{name}`" in readme, f"add {name} to the table of metrics in README.md"
 
 
+def test_the_recipe_knows_which_augmentations_have_a_probability():
+    assert set(recipe.PIPELINES) == augment.PIPELINES.keys(), "name a new pipeline in PIPELINES of recipe/groups.py"
+
+
 def test_every_metric_has_a_formula():
     for names in recipe.EVAL_METRICS.values():
         assert set(names.values()) <= FORMULAS.keys(), "EVAL_METRICS names a formula that evaluation.FORMULAS lacks"
@@ -56,7 +60,8 @@ def test_the_variants_have_every_name_of_a_registry():
     parsed = [recipe.parse([*TINY, *variant, "--run.dir=run"])[0] for variant in ([], *VARIANTS.values())]
     assert {c.loss.name for c in parsed} == losses.LOSSES.keys(), forgotten
     assert {name for c in parsed for name in c.penalty.names} == penalties.PENALTIES.keys(), forgotten
-    assert {name for c in parsed for name in c.augment.names} == augment.AUGMENTATIONS.keys(), forgotten
+    augmentations = {*augment.AUGMENTATIONS, *augment.PIPELINES}
+    assert {name for c in parsed for name in c.augment.names} == augmentations, forgotten
     assert {(c.model.architecture, models.d_norm(c.model)) for c in parsed} == {
         (name, norm) for name, architecture in models.ARCHITECTURES.items() for norm in architecture.d_norms
     }, forgotten
@@ -64,4 +69,5 @@ def test_the_variants_have_every_name_of_a_registry():
         (name, labels) for name in models.ARCHITECTURES for labels in (False, True)
     }, forgotten
     assert {c.optim.schedule for c in parsed} == {"constant", "linear", "cosine"}, forgotten
+    assert {c.augment.adaptive for c in parsed} == {c.train.g_batch == "own" for c in parsed} == {False, True}
     assert {c.optim.clip_weights is None for c in parsed} == {c.penalty.every == 1 for c in parsed} == {False, True}
