@@ -200,8 +200,8 @@ def test_each_transform_has_its_probability_and_its_own_numbers():
         other[0, k] = 0.95 if other[0, k] < 0.5 else 0.05
         if torch.allclose(PIPELINES["ada_r3gan"](x, other, p(1.0)), base):
             unused.append(k)
-    # A number that says whether a transform is taken changes nothing if all are. Those of colour are not, but 23 decides
-    # about a flip that 22 has not drawn.
+    # A number that says whether a transform is taken changes nothing if all are. Colour's probability is 0.5, but 23
+    # decides about a flip that 22 has not drawn.
     assert unused == [1, 3, 6, 8, 10, 12, 14, 17, 23, 28]
 
 
