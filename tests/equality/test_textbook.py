@@ -191,7 +191,7 @@ def r3gan(c):
 
 
 def biggan(c):
-    """StudioGAN's worker, with one power iteration of each network for each of its updates; where the recipe has it, with
+    """StudioGAN's worker, with one power iteration of each network for each of its updates. If the recipe has it, with
     ADA's probability by the signs of the logits of real images."""
     images, G, D, average, adam_G, adam_D = begun(c)
     d_steps, n, p, signs = c.train.d_steps, c.train.batch_size, 0.0, 0
