@@ -5,11 +5,19 @@ import json
 
 import pytest
 import torch
-from support.programs import chatty_meter, count_step, launch, plain_networks, unfrozen_discriminator
+from support.programs import (
+    chatty_meter,
+    count_step,
+    launch,
+    plain_generator,
+    plain_networks,
+    unfrozen_discriminator,
+)
 from support.runs import TINY, VARIANTS
 from torch.utils.flop_counter import FlopCounterMode
 
-from distgan import models
+from distgan import models, recipe
+from distgan.objective.ada import NUMBERS, PIPELINES
 from distgan.recipe import ModelConfig
 
 STEPS = 4
@@ -118,6 +126,81 @@ def test_losses_penalties_and_augmentation_cost_what_they_say(tmp_path, override
         assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
         assert set(step["gradients"]["discriminator"].values()) == {1}
         assert step["flops"] == 8 * D + 3 * G - 2 * D1 - G1 + extra(D, D1, Dn, G1)
+
+
+def test_a_batch_of_the_generators_own_costs_one_more_forward_of_the_generator(tmp_path):
+    G, G1, D, D1, _ = plain_flops(12)
+    (step,) = counted(tmp_path, *PLAIN, plain_networks, "--train.g_batch=own")
+    assert step["host syncs"] == {}
+    assert step["forwards"] == {"generator": 2, "discriminator": 3}
+    assert step["flops"] == 8 * D + 4 * G - 2 * D1 - G1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("variant", ["biggan-labels-ada", "biggan-own-batch", "r3gan-labels-ramps", "r3gan"])
+def test_biggan_r3gan_ada_and_ramps_wait_for_nothing_and_send_only_gradients(tmp_path, variant, world):
+    """And batch norm's statistics: one gather per layer and pass through it, forward or backward. Of two updates of D,
+    the fakes of the second are kept; a batch of its own is drawn with a graph only for the generator."""
+    d_steps = 2 if variant == "biggan-labels-ada" else 1
+    own, pieces = "own" in variant or "ramps" in variant, {1: 4, 2: 2}[world] if variant == "r3gan" else 1
+    for step in counted(tmp_path, *VARIANTS[variant], world=world, d_steps=d_steps):
+        assert step["host syncs"] == {}
+        assert step["discriminator gradients left"] == 0
+        passes_of_G = (d_steps + own) * pieces if pieces == 1 else 2 * pieces
+        paired = "ramps" in variant
+        assert step["forwards"] == {"generator": passes_of_G, "discriminator": (2 * d_steps + 1 + paired) * pieces}
+        assert set(step["gradients"]["generator"].values()) == {pieces}
+        assert set(step["gradients"]["discriminator"].values()) == {d_steps * pieces}
+        if world == 1:
+            assert step["wire"] == {}
+            continue
+        parameters = {name: 4 * sum(counts) for name, counts in sizes_of(variant).items()}
+        gradients = parameters["generator"] + d_steps * parameters["discriminator"]
+        assert step["wire"]["allreduce_"] == gradients + 12
+        layers = 7 if "biggan" in variant else 0
+        assert step["collectives"].get("_allgather_base_", 0) == layers * (passes_of_G + 1)
+
+
+def sizes_of(variant):
+    """The numbers of parameters of both networks."""
+    c = recipe.parse([*TINY, *VARIANTS[variant], "--run.dir=run"])[0]
+    counts = (178,) * 10 if c.model.conditional else ()
+    networks = models.build(c.model, models.ImageSpec(image_size=32, channels=1, class_counts=counts), seed=0)
+    return {
+        name: [p.numel() for p in network.parameters()]
+        for name, network in zip(("generator", "discriminator"), networks, strict=True)
+    }
+
+
+def test_spectral_norm_of_a_generator_costs_what_it_says(tmp_path):
+    """Passes with and without it differ by s = u^T W v and what its gradient needs; and there is an iteration."""
+    counts = []
+    for name, faults in (("with", []), ("without", [plain_generator])):
+        (tmp_path / name).mkdir()
+        (step,) = counted(tmp_path / name, *VARIANTS["biggan-own-batch"], *faults)
+        counts.append(step["flops"])
+    model = recipe.parse([*TINY, *VARIANTS["biggan-own-batch"], "--run.dir=run"])[0].model
+    G, _ = models.build(model, models.ImageSpec(image_size=32, channels=1), seed=0)
+    shapes = [p.flatten(1).shape for name, p in G.named_parameters() if name.endswith("original")]
+    whole, columns = sum(r * c for r, c in shapes), sum(c for _, c in shapes)
+    # One pass without a gradient, one with, one power iteration; in the gradient v^T times what u^T W is.
+    assert counts[0] - counts[1] == (2 * whole + 2 * columns) + (4 * whole + 4 * columns) + 4 * whole
+
+
+def test_adas_pipeline_costs_what_one_pass_of_it_says(tmp_path):
+    """Against torch's own count of a pass: real images and fakes in D's half, fakes and their gradient in G's."""
+    counts = []
+    for policy in ([], ["--augment.policy=ada", "--augment.probability=0.5"]):
+        folder = tmp_path / str(len(policy))
+        folder.mkdir()
+        (step,) = counted(folder, *PLAIN, plain_networks, *policy)
+        counts.append(step["flops"])
+    x, u = torch.zeros(12, 1, 32, 32, requires_grad=True), torch.full((12, NUMBERS), 0.5)
+    with FlopCounterMode(display=False) as forward:
+        augmented = PIPELINES["ada"](x, u, torch.tensor(0.5))
+    with FlopCounterMode(display=False) as backward:
+        augmented.sum().backward()
+    assert counts[1] - counts[0] == 3 * forward.get_total_flops() + backward.get_total_flops()
 
 
 def test_a_lazy_penalty_is_due_by_the_count_of_discriminator_updates(tmp_path):

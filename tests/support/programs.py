@@ -398,6 +398,11 @@ def nan_at(step: int, rank: int) -> None:
     at_the_beginning(poisoned)
 
 
+def plain_generator() -> None:
+    """BigGAN without spectral norm in the generator."""
+    models.ARCHITECTURES["biggan"] = dataclasses.replace(models.ARCHITECTURES["biggan"], g_spectral=False)
+
+
 def unsettled_buckets() -> None:
     train.settle_gradient_buckets = lambda passes: None
 
