@@ -12,7 +12,7 @@ from distgan.errors import UserError, nearest
 from distgan.models import dcgan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
-from distgan.models.layers import CHUNK, Discriminator, Generator, eval_mode, from_bytes, frozen, to_bytes
+from distgan.models.layers import CHUNK, Discriminator, Generator, doublings, eval_mode, from_bytes, frozen, to_bytes
 from distgan.recipe import ModelConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ImageSpec",
     "build",
     "build_generator",
+    "check_size",
     "constrain",
     "d_norm",
     "eval_mode",
@@ -77,6 +78,8 @@ class Architecture:
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
     d_norms: tuple[str, ...] = ("none", "spectral")
     """Allowed values of `model.d_norm`; the first is the default. A discriminator with batch norm must list `batch`."""
+    least_doublings: int = 1
+    """How often the generator's first map must at least double to become the image; see `layers.doublings`."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -90,6 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         generator=lambda model, spec: resnet.ResNetGenerator(**_of_generator(model, spec)),
         discriminator=lambda model, spec: resnet.ResNetDiscriminator(**_of_discriminator(model, spec)),
         initialise=resnet.initialise,
+        least_doublings=2,
     ),
 }
 
@@ -112,13 +116,30 @@ def d_norm(model: ModelConfig) -> str:
     return model.d_norm or norms[0]
 
 
+def check_size(model: ModelConfig, size: tuple[int, int]) -> None:
+    """Checks that the architecture has networks for images of this height and width.
+
+    Raises:
+        UserError: it has not, or is unknown.
+    """
+    least = _architecture(model.architecture).least_doublings
+    if doublings(size) < least:
+        multiple = 2**least
+        fits = [max(-(-side // multiple) * multiple, 4 * multiple) for side in size]
+        raise UserError(
+            f"data.image_size is {list(size)}, but {model.architecture} needs sides that are multiples of {multiple} "
+            f"and at least {4 * multiple}: choose such as {fits}, or another model.architecture."
+        )
+
+
 def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, Discriminator]:
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
-        UserError: the architecture is unknown, lacks this norm, or takes no labels although there are some.
+        UserError: the architecture is unknown, lacks this norm or size, or takes no labels although there are some.
     """
     norm = d_norm(model)
+    check_size(model, spec.size)
     architecture = _architecture(model.architecture)
     generator, discriminator = architecture.generator(model, spec), architecture.discriminator(model, spec)
     if generator.class_counts != spec.class_counts:
@@ -150,8 +171,9 @@ def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
     """Returns a generator whose weights must still be loaded or drawn.
 
     Raises:
-        UserError: the architecture is unknown.
+        UserError: the architecture is unknown, or does not have this size.
     """
+    check_size(model, spec.size)
     generator = _architecture(model.architecture).generator(model, spec)
     generator.class_names = spec.class_names
     return generator

@@ -49,6 +49,7 @@ def prepare(config: Config) -> Materials:
     objective = Objective(config)
     d_norm = models.d_norm(config.model)
     rules.check_objective(config, needs_lipschitz=objective.loss.needs_lipschitz, d_norm=d_norm)
+    models.check_size(config.model, config.data.size)
 
     # The folder, and the images.
     folder = RunFolder(config.run.dir)
