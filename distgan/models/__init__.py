@@ -78,8 +78,9 @@ class Architecture:
     """Draws the starting weights of either network from a torch.Generator. Spectral norm comes after."""
     d_norms: tuple[str, ...] = ("none", "spectral")
     """Allowed values of `model.d_norm`; the first is the default. A discriminator with batch norm must list `batch`."""
-    least_doublings: int = 1
-    """How often the generator's first map must at least double to become the image; see `layers.doublings`."""
+    least_doublings: int = 2
+    """How often the generator's first map must at least double to become the image; see `layers.doublings`. With one
+    doubling, dcgan's discriminator would have no batch norm."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -93,7 +94,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         generator=lambda model, spec: resnet.ResNetGenerator(**_of_generator(model, spec)),
         discriminator=lambda model, spec: resnet.ResNetDiscriminator(**_of_discriminator(model, spec)),
         initialise=resnet.initialise,
-        least_doublings=2,
     ),
 }
 

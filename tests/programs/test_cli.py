@@ -35,7 +35,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--data.image_size=[64]"], ["data.image_size is [64]", "two whole numbers in brackets, such as [64,128]"]),
         (
             ["--data.image_size=[4,64]", *NO_DATA],
-            ["data.image_size is [4, 64]", "dcgan", "multiples of 2 and at least 8", "[8, 64]"],
+            ["data.image_size is [4, 64]", "dcgan", "multiples of 4 and at least 16", "[16, 64]"],
         ),
         (
             ["--data.image_size=[8,64]", "--model.architecture=resnet", *NO_DATA],
