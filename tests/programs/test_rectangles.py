@@ -136,7 +136,7 @@ def test_its_images_are_searched_repaired_and_walked_between(run, pictures, tmp_
     with Image.open(tmp_path / "w.gif") as walk:
         assert walk.size == (6 * 48, 6 * 32)
     assert cli.main(["compare", str(run), str(run), f"--out={tmp_path}/c.png"]) == 0
-    argv = ["synthesize", str(run), "--per-class=4", "--format=folder", f"--out={tmp_path}/s"]
+    argv = ["synthesize", str(run), "--per-class=4", "--form=folder", f"--out={tmp_path}/s"]
     assert cli.main(argv) == 0
     assert "8 of 32x48x4" in (tmp_path / "s" / "README.md").read_text()
     assert {read(file)[0] for file in (tmp_path / "s").rglob("*.png")} == {"RGBA"}
