@@ -120,11 +120,11 @@ def _picture(columns: Sequence[_Column], differences: Sequence[str]) -> Image.Im
 
 def _draw(column: _Column) -> Image.Image:
     """Returns name, samples, lines of numbers, and pairs of a sample above its nearest training image."""
-    samples = _scaled(pictures.grid(column.samples))
+    samples = _scaled(pictures.grid(pictures.on_white(column.samples)))
     lines = column.lines
     pairs = None
     if column.shown is not None:
-        both = torch.cat([column.samples[:_PAIRS], column.shown])
+        both = pictures.on_white(torch.cat([column.samples[:_PAIRS], column.shown]))
         pairs = _scaled(pictures.grid(both, columns=_PAIRS))
     height = 2 * _MARGIN + _LINE + samples.height + _LINE * len(lines) + 2 * _MARGIN
     height += pairs.height + _LINE if pairs is not None else 0

@@ -220,9 +220,8 @@ def _data(found: Exported, config: EvalConfig) -> DataConfig:
             f"the reference is {config.reference}, but there is no recipe beside the generator, so its training images "
             "are not known: give --reference a folder of pictures."
         )
-    size: Any = found.spec.image_size
     channels: Any = found.spec.channels
-    return DataConfig(source="folder", path=config.reference, image_size=size, channels=channels)
+    return DataConfig(source="folder", path=config.reference, image_size=found.spec.image_size, channels=channels)
 
 
 def _show(report: Report, weights: Weights) -> None:

@@ -100,7 +100,8 @@ def export(run: str, to: Path, *, with_discriminator: bool = False) -> None:
 def card(config: Config, found: Exported) -> str:
     """Returns the model card: Markdown with the hub's metadata at its top."""
     generator, step = found.generator, found.step
-    data = config.data
+    data, (channels, height, width) = config.data, found.spec.shape
+    kind = {1: "grey", 3: "RGB", 4: "RGBA"}[channels]
     where = f" ({data.id or data.path})" if data.id or data.path else ""
     parameters = sum(p.numel() for p in generator.parameters())
     mirrored = ", mirrored at random" if data.flip else ""
@@ -124,14 +125,13 @@ library_name: distgan
 
 ![{_SAMPLES} samples, seed {config.run.seed}, not selected](samples.png)
 
-A generator of {data.image_size}x{data.image_size} images, {parameters:,} parameters, trained with distgan
-{__version__}.
+A generator of {height}x{width} {kind} images, {parameters:,} parameters, trained with distgan {__version__}.
 
 ```python
 import distgan
 
 generator = distgan.load_generator("PATH_OR_ID")
-images = generator.sample(64, seed=1)  # uint8 (64, C, {data.image_size}, {data.image_size})
+images = generator.sample(64, seed=1)  # uint8 (64, {channels}, {height}, {width})
 {labels}```
 
 ## Training

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if launch.launched_ranks()[0] != 0:  # there is no work to share
         return
     spec = import_networks(arguments.generator, arguments.discriminator, arguments.to)
-    print(f"a generator of {spec.image_size}x{spec.image_size}x{spec.channels}")
+    print(f"a generator of {spec}")
     print(arguments.to)
 
 

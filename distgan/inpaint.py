@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_json(arguments.json)
     found = exported.find(arguments.run)
     names, truth = given.pictures(arguments.pictures, found, fit=arguments.fit, num=arguments.num)
-    hidden = masks(arguments.mask, names, size=found.spec.image_size, seed=arguments.seed)
+    hidden = masks(arguments.mask, names, size=found.spec.size, seed=arguments.seed)
     repaired = inpaint(found, truth, hidden, steps=arguments.steps, restarts=arguments.restarts, seed=arguments.seed)
     if launch.launched_ranks()[0] != 0:
         return

@@ -13,7 +13,7 @@ from distgan.errors import UserError
 
 
 def one(image: Tensor) -> Image.Image:
-    """Returns an image, uint8 (C, H, W), as a picture of Pillow's: grey if C is 1."""
+    """Returns an image, uint8 (C, H, W), as a picture of Pillow's: grey if C is 1, RGBA if it is 4."""
     return Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
 
 
@@ -22,6 +22,14 @@ def grid(images: Tensor, *, columns: int | None = None) -> Image.Image:
     columns = columns or max(1, round(len(images) ** 0.5))
     picture = make_grid(images, nrow=columns, padding=2, pad_value=255)
     return Image.fromarray(picture.permute(1, 2, 0).numpy())
+
+
+def on_white(images: Tensor) -> Tensor:
+    """Lays RGBA images, uint8 (N, 4, H, W), on white: uint8 (N, 3, H, W). Returns other images as they are."""
+    if images.shape[1] != 4:
+        return images
+    colours, alpha = images[:, :3].float(), images[:, 3:].float() / 255
+    return (colours * alpha + 255 * (1 - alpha)).round().to(images.dtype)
 
 
 def check(out: Path, *, key: str = "--out", overwrite: bool = True) -> None:
@@ -67,13 +75,13 @@ def check_moving(out: Path) -> None:
 def save_moving(images: Tensor, out: Path, *, fps: int) -> None:
     """Writes an animation of images, uint8 (N, C, H, W): GIF and WebP by Pillow, which repeat, MP4 by PyAV.
 
-    Images smaller than 256 pixels are enlarged by a whole number.
+    Images whose sides are below 256 pixels are enlarged by a whole number. RGBA images are laid on white.
 
     Raises:
         UserError: it cannot be written.
     """
-    scale = -(-_LEAST // images.shape[-1])
-    enlarged = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
+    scale = -(-_LEAST // max(images.shape[2:]))
+    enlarged = on_white(images).repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
     frames = [image.permute(1, 2, 0).contiguous().numpy() for image in enlarged]
     with files.written("--out", out), files.whole(out) as partial:
         if out.suffix.lower() == ".mp4":

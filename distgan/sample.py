@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--out",
         default="grid.png",
         help="FILE.png: one picture of all images. DIR/: a PNG of each. FILE.npz: arr_0, uint8 (N, H, W, 3), also for "
-        "grey images, and arr_1 with the labels, if any. DIR/ and FILE.npz hold any number (default: grid.png)",
+        "grey images, or (N, H, W, 4) for RGBA ones, and arr_1 with the labels, if any. DIR/ and FILE.npz hold any "
+        "number (default: grid.png)",
     )
     parser.add_argument("--seed", type=int, help="image i is a function of seed and i (default: 0)")
     parser.add_argument(
@@ -168,7 +169,8 @@ def _folder(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
 
 
 def _array(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
-    """Writes an .npz file, a chunk at a time: arr_0 is uint8 (N, H, W, 3); with labels, arr_1 is int64 (N,).
+    """Writes an .npz file, a chunk at a time: arr_0 is uint8 (N, H, W, 3), for RGBA images (N, H, W, 4);
+    with labels, arr_1 is int64 (N,).
 
     The evaluator of guided-diffusion (Dhariwal and Nichol 2021) reads this layout; it needs three channels.
     """
@@ -176,7 +178,7 @@ def _array(drawn: _Drawn, chunks: Iterator[_Images], out: Path) -> None:
     with files.whole(out) as partial, zipfile.ZipFile(partial, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
             for i, (images, some) in enumerate(chunks):
-                array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+                array = images.permute(0, 2, 3, 1).expand(-1, -1, -1, max(3, images.shape[1])).contiguous().numpy()
                 if i == 0:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (drawn.total, *array.shape[1:])}
                     np.lib.format.write_array_header_1_0(stream, header)

@@ -207,7 +207,7 @@ def print_plan(config: Config) -> None:
     # Each network with Adam's two moments, and the average; everything in fp32.
     size = 4 * (3 * (in_G + in_D) + in_G + 2 * buffers_G + buffers_D)
     print(recipe.dump(config), end="")
-    print(f"\nimages               {len(images.pixels):,} of {spec.image_size}x{spec.image_size}x{spec.channels}")
+    print(f"\nimages               {len(images.pixels):,} of {spec}")
     if spec.class_names:
         print(f"classes              {data.numbered(spec.class_names)}")
     print(f"processes            {world}, {config.train.batch_size // world} images each per update")

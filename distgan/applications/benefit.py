@@ -259,7 +259,8 @@ def _accuracy(
         pixels, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         return _augmented(pixels, seed, step, mirror=mirror) if "augmented" in arm else pixels, labels
 
-    network = Classifier(image_size=test.pixels.shape[-1], channels=test.pixels.shape[1], classes=classes)
+    _, channels, height, width = test.pixels.shape
+    network = Classifier(size=(height, width), channels=channels, classes=classes)
     classifier.fit(network, batch, steps=_STEPS, seed=seed)
     labelled = test.labels >= 0
     return classifier.accuracy(network, test.pixels[labelled], test.labels[labelled])
@@ -268,10 +269,9 @@ def _accuracy(
 def _augmented(pixels: Tensor, seed: int, step: int, *, mirror: bool) -> Tensor:
     """Shifts each image by up to 4 pixels each way, repeating the edge, and mirrors half of them if that is allowed."""
     rng = seeding.generator(seed, "benefit.augment", step)
-    size = pixels.shape[-1]
     shifts = torch.from_numpy(rng.integers(2 * _SHIFT + 1, size=(2, len(pixels))))
     padded = torch.nn.functional.pad(pixels.float(), [_SHIFT] * 4, mode="replicate").to(torch.uint8)
-    rows, columns = (shift[:, None] + torch.arange(size) for shift in shifts)
+    rows, columns = (shift[:, None] + torch.arange(n) for shift, n in zip(shifts, pixels.shape[2:], strict=True))
     images = torch.arange(len(pixels))
     moved = padded[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if not mirror:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num", type=int, help=f"use the first NUM pictures (default: all; of train or test, {_OF_A_SPLIT})"
     )
-    parser.add_argument("--fit", action="store_true", help="crop, resize and convert pictures of another size")
+    parser.add_argument(
+        "--fit", action="store_true", help="resize and convert pictures of another size, as training did"
+    )
     parser.add_argument("--steps", type=int, default=500, help="updates of each latent (default: 500)")
     parser.add_argument(
         "--restarts",
@@ -56,5 +58,5 @@ def pictures(what: str, found: Exported, *, fit: bool, num: int | None) -> tuple
         chosen = range(min(num or _OF_A_SPLIT, len(images.pixels)))
         return [f"{what}-{i:05d}" for i in chosen], images.pixels[torch.tensor(chosen)]
     like = found.recipe.data if found.recipe is not None else None
-    size, channels = found.spec.image_size, found.spec.channels
-    return data.given(what, size=size, channels=channels, fit=fit, num=num, like=like)
+    how = (like.fit if like is not None else "crop") if fit else None
+    return data.given(what, size=found.spec.size, channels=found.spec.channels, fit=how, num=num, like=like)

@@ -33,8 +33,8 @@ def import_networks(generator: Path, discriminator: Path | None, to: Path) -> Im
     found = dcgan.sizes(weights)
     if found is None or "latent_dim" not in found or found["image_size"] not in _SIZES:
         raise UserError(_refusal(generator, "generator", weights))
-    if found["channels"] not in (1, 3):
-        raise UserError(f"{generator} draws {found['channels']} channels, but distgan knows 1 or 3: give another.")
+    if found["channels"] not in (1, 3, 4):
+        raise UserError(f"{generator} draws {found['channels']} channels, but distgan knows 1, 3 or 4: give another.")
     spec = ImageSpec(image_size=found["image_size"], channels=found["channels"])
     judge = tensors.read_state_dict(discriminator) if discriminator is not None else None
     judged = dcgan.sizes(judge) if judge is not None else None
@@ -44,8 +44,7 @@ def import_networks(generator: Path, discriminator: Path | None, to: Path) -> Im
         if (judged["image_size"], judged["channels"]) != (spec.image_size, spec.channels):
             raise UserError(
                 f"{discriminator} is for images of {judged['image_size']}x{judged['image_size']}x{judged['channels']}, "
-                f"but the generator draws {spec.image_size}x{spec.image_size}x{spec.channels}: give the one that it "
-                "was trained with."
+                f"but the generator draws {spec}: give the one that it was trained with."
             )
     model = ModelConfig(
         architecture="dcgan",

@@ -15,14 +15,14 @@ from distgan.data.given import records_in
 from distgan.errors import UserError, nearest
 
 
-def masks(kind: str, names: list[str], *, size: int, seed: int) -> Tensor:
-    """Returns a mask for each picture: bool (N, size, size), True where it is hidden.
+def masks(kind: str, names: list[str], *, size: tuple[int, int], seed: int) -> Tensor:
+    """Returns a mask for each picture: bool (N, *size), True where it is hidden.
 
     Args:
         kind: one of `KINDS`; or a picture, or a folder or zip archive of pictures, that are white where pixels are
             hidden: one for all, or one for each with the name of its picture, whatever the endings.
         names: names of the pictures.
-        size: height and width, in pixels.
+        size: height and width of the pictures, in pixels.
         seed: seed of what is drawn; the mask of picture i depends only on the seed and i.
 
     Raises:
@@ -51,7 +51,7 @@ def masks(kind: str, names: list[str], *, size: int, seed: int) -> Tensor:
     return torch.stack([_read(record.content, record.name, size) for record in chosen])
 
 
-def _read(content: bytes | np.ndarray, name: str, size: int) -> Tensor:
+def _read(content: bytes | np.ndarray, name: str, size: tuple[int, int]) -> Tensor:
     assert isinstance(content, bytes)
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -64,58 +64,59 @@ def _read(content: bytes | np.ndarray, name: str, size: int) -> Tensor:
             f"the mask {name} has transparency or more than 8 bits, so it is not clear what it hides: save it as 8-bit "
             "grey, white where the pictures are to be repaired."
         )
-    if hidden.shape != (size, size):
-        height, width = hidden.shape
-        raise UserError(f"the mask {name} is {width}x{height}, but the pictures are {size}x{size}: resize it.")
+    if hidden.shape != size:
+        said = ["x".join(map(str, shape)) for shape in (hidden.shape, size)]
+        raise UserError(f"the mask {name} is {said[0]} (height x width), but the pictures are {said[1]}: resize it.")
     if hidden.all() or not hidden.any():
         what = "everything" if hidden.all() else "nothing"
         raise UserError(f"the mask {name} hides {what}: make white what is to be repaired, and black the rest.")
     return torch.from_numpy(hidden)
 
 
-def _center(size: int, seed: int, i: int) -> np.ndarray:
-    """Hides the central square of half the side, a quarter of the area."""
-    hidden = np.zeros((size, size), dtype=bool)
-    hidden[size // 4 : size // 4 + size // 2, size // 4 : size // 4 + size // 2] = True
+def _center(size: tuple[int, int], seed: int, i: int) -> np.ndarray:
+    """Hides the central rectangle of half the height and width, a quarter of the area."""
+    hidden = np.zeros(size, dtype=bool)
+    hidden[tuple(slice(side // 4, side // 4 + side // 2) for side in size)] = True
     return hidden
 
 
-def _left(size: int, seed: int, i: int) -> np.ndarray:
+def _left(size: tuple[int, int], seed: int, i: int) -> np.ndarray:
     """Hides the left half."""
-    hidden = np.zeros((size, size), dtype=bool)
-    hidden[:, : size // 2] = True
+    hidden = np.zeros(size, dtype=bool)
+    hidden[:, : size[1] // 2] = True
     return hidden
 
 
-def _random(size: int, seed: int, i: int) -> np.ndarray:
+def _random(size: tuple[int, int], seed: int, i: int) -> np.ndarray:
     """Hides each pixel with probability 1/2."""
-    return seeding.generator(seed, "mask", i).random((size, size)) < 0.5
+    return seeding.generator(seed, "mask", i).random(size) < 0.5
 
 
-def _grid(size: int, seed: int, i: int) -> np.ndarray:
+def _grid(size: tuple[int, int], seed: int, i: int) -> np.ndarray:
     """Hides all pixels but every second of every second row."""
-    hidden = np.ones((size, size), dtype=bool)
+    hidden = np.ones(size, dtype=bool)
     hidden[::2, ::2] = False
     return hidden
 
 
-def _scratch(size: int, seed: int, i: int) -> np.ndarray:
-    """Hides three lines from edge to edge, as wide as a sixteenth of the side."""
+def _scratch(size: tuple[int, int], seed: int, i: int) -> np.ndarray:
+    """Hides three lines from edge to edge, as wide as a sixteenth of the shorter side."""
     rng = seeding.generator(seed, "mask", i)
-    image = Image.new("L", (size, size))
+    height, width = size
+    image = Image.new("L", (width, height))
     draw = ImageDraw.Draw(image)
     for _ in range(3):
-        (a, b), across = rng.random(2) * size, rng.random() < 0.5
-        ends = [(0, a), (size, b)] if across else [(a, 0), (b, size)]
-        draw.line(ends, fill=255, width=max(1, size // 16))
+        (a, b), across = rng.random(2), rng.random() < 0.5
+        ends = [(0, a * height), (width, b * height)] if across else [(a * width, 0), (b * width, height)]
+        draw.line(ends, fill=255, width=max(1, min(size) // 16))
     return np.array(image) > 0
 
 
-KINDS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+KINDS: dict[str, Callable[[tuple[int, int], int, int], np.ndarray]] = {
     "center": _center,
     "random": _random,
     "left": _left,
     "grid": _grid,
     "scratch": _scratch,
 }
-"""Masks that are made: (size, seed, number of the picture) -> bool (size, size)."""
+"""Masks that are made: ((height, width), seed, number of the picture) -> bool (height, width)."""

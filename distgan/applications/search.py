@@ -169,11 +169,15 @@ def opened(run: str | os.PathLike[str] | Exported) -> Exported:
 
 
 def _check(pictures: Tensor, spec: ImageSpec) -> None:
-    size = (spec.channels, spec.image_size, spec.image_size)
-    if pictures.ndim != 4 or tuple(pictures.shape[1:]) != size or pictures.dtype != torch.uint8 or len(pictures) == 0:
+    if (
+        pictures.ndim != 4
+        or tuple(pictures.shape[1:]) != spec.shape
+        or pictures.dtype != torch.uint8
+        or len(pictures) == 0
+    ):
         raise UserError(
             f"the pictures are {pictures.dtype} {tuple(pictures.shape)}, but the generator draws uint8 "
-            f"(N, {', '.join(map(str, size))}): resize and convert them first."
+            f"(N, {', '.join(map(str, spec.shape))}): resize and convert them first."
         )
 
 

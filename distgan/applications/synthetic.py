@@ -395,7 +395,7 @@ configs:
 is the class that the generator was asked for, which need not be what the image shows.
 
 - Generator: {found.step:,} updates, trained with distgan {__version__} on {source}.
-- Images: {sum(counts.values()):,} of {spec.image_size}x{spec.image_size}x{spec.channels}, class after class.
+- Images: {sum(counts.values()):,} of {spec}, class after class.
 - Form: {form}. Seed: {seed}.
 - {kept}
 

@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if source.left_out:
         print(source.left_out)
     channels = data.channels or source.channels
+    height, width = data.size
     print(f"sizes        {_sizes(source)}")
-    print(f"fed as       {data.image_size}x{data.image_size}x{channels}")
+    print(f"fed as       {height}x{width}x{channels}{'' if height == width else ' (height x width x channels)'}")
     folder = store.store_folder(source, data)
     if arguments.prepare:
         images = store.load(data)
@@ -79,13 +80,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--image-column")
     parser.add_argument("--label-column")
-    parser.add_argument("--image-size", type=int, default=32, choices=(32, 64, 128, 256))
-    parser.add_argument("--channels", type=int, choices=(1, 3))
+    parser.add_argument(
+        "--image-size", type=_size, default=32, metavar="N|H,W", help="pixels of a side, or height,width (default: 32)"
+    )
+    parser.add_argument(
+        "--fit",
+        choices=get_args(get_type_hints(DataConfig)["fit"]),
+        default="crop",
+        help="how pictures of another shape are made to fit (default: crop)",
+    )
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3, 4), help="1 for grey, 3 for colour, 4 for colour with transparency"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     parser.add_argument("--cache", help="folder of the prepared images")
     parser.add_argument("--prepare", action="store_true", help="fill the cache, for jobs on machines without a network")
     parser.add_argument("--out", type=Path, default=Path("data.png"), help="PNG of what the networks are fed")
     return paths.expand(parser.parse_args(argv), "what", "path", "cache", "out")
+
+
+def _size(text: str) -> int | tuple[int, ...]:
+    """Reads one side of a square, or height and width; `DataConfig` checks them."""
+    sides = tuple(int(word) for word in text.strip("[]").split(","))
+    return sides[0] if len(sides) == 1 else sides
 
 
 def _config(arguments: argparse.Namespace) -> DataConfig:
@@ -124,7 +141,7 @@ def _sizes(source: Source) -> str:
     said = ", ".join(
         f"{count} {size}" if size == "undecodable" else f"{count} of {size}" for size, count in seen.most_common(5)
     )
-    return f"{said} among the {seen.total()} looked at"
+    return f"{said} among the {seen.total()} looked at (width x height)"
 
 
 if __name__ == "__main__":

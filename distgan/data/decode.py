@@ -1,9 +1,10 @@
-"""Decodes a picture of any size and mode into uint8 (channels, size, size): upright, centre-cropped, resized once."""
+"""Decodes a picture of any size and mode into uint8 (channels, height, width): upright, made to fit, resized once."""
 
 import io
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from distgan.data.depth import Extent, Scale
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 _NEARLY = 2  # largest difference, out of 255, between the values of a picture of one colour
+_OPAQUE = 255  # alpha
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 _LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601's
 _COMPRESSED = ("GIF", "WEBP", "AVIF", "QOI")  # formats without checksums whose files do not end in zeros
 
@@ -31,33 +34,74 @@ class DeepError(Exception):
     """A picture has more than 8 bits, and the scale for its values is not known yet."""
 
 
-def picture(content: bytes | np.ndarray, *, size: int, channels: int, scale: Scale | None) -> Tensor:
-    """Decodes, crops and resizes one picture: uint8 (channels, size, size).
+def picture(
+    content: bytes | np.ndarray, *, size: tuple[int, int], channels: int, scale: Scale | None, fit: str = "crop"
+) -> Tensor:
+    """Decodes and resizes one picture: uint8 (channels, *size).
 
-    The picture is turned by its EXIF data, its largest centred square is taken and resized, bicubic with antialiasing.
-    More than 8 bits become 8 by the source's scale. Transparent areas become white. For one channel, colours become
-    grey by ITU-R 601's luma.
+    The picture is turned by its EXIF data, made to fit and resized, bicubic with antialiasing. More than 8 bits become
+    8 by the source's scale. With 1 or 3 channels transparent areas become white, with one also colours grey, by ITU-R
+    601's luma. With 4 channels colours are weighted by their opacity when they are resized, pixels that are wholly
+    transparent become 0 in all channels, and pictures without transparency are opaque.
+
+    Args:
+        content: a picture file; or uint8 (3 or 4, H, W), or grey values (H, W) in 0 ... 255.
+        size: height and width to make, in pixels.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        scale: the scale of the source's deep pictures; None if it is not known.
+        fit: as `data.fit`.
 
     Raises:
         UndecodableError: the picture cannot be decoded, or would fill the memory (a decompression bomb).
         DeepError: the picture has more than 8 bits, and the scale has no range for its kind.
     """
-    if isinstance(content, np.ndarray) and content.ndim == 3:  # (3, H, W) of bytes
-        array = np.array(Image.fromarray(content.transpose(1, 2, 0)).convert("RGB" if channels == 3 else "L"))
-        values = torch.from_numpy(array).view(*array.shape[:2], channels).permute(2, 0, 1)
+    if isinstance(content, np.ndarray) and content.ndim == 3:  # bytes
+        values = _channels_first(np.array(_to_mode(Image.fromarray(content.transpose(1, 2, 0)), _MODES[channels])))
     elif isinstance(content, np.ndarray):
-        values = torch.from_numpy(np.array(content, dtype=np.float32)).expand(channels, -1, -1)
+        values = _with_channels(torch.from_numpy(np.array(content, dtype=np.float32))[None], channels)
     else:
-        opened = _open(content, "RGB" if channels == 3 else "L", wanted=scale is not None)
+        opened = _open(content, _MODES[channels], wanted=scale is not None)
         assert opened is not None
         values = _scaled(opened, channels, scale) if isinstance(opened, _Deep) else _channels_first(opened)
+    values = _FITS[fit](values, size)
+    values = values.round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
+    return values if channels < 4 else torch.where(values[3:] > 0, values, 0)
+
+
+def _crop(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes the largest centred part that has the shape of `size`."""
     height, width = values.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    values = values[:, top : top + side, left : left + side]
-    if side != size:
-        values = torch.nn.functional.interpolate(values[None].float(), (size, size), mode="bicubic", antialias=True)[0]
-    return values.round().clamp(0, 255).to(torch.uint8) if values.is_floating_point() else values
+    part_height = min(height, max(1, round(width * size[0] / size[1])))
+    part_width = min(width, max(1, round(height * size[1] / size[0])))
+    top, left = (height - part_height) // 2, (width - part_width) // 2
+    return _resized(values[:, top : top + part_height, left : left + part_width], size)
+
+
+def _pad(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes the whole, and centres it between borders of zeros."""
+    height, width = values.shape[1:]
+    inner_height = min(size[0], max(1, round(height * size[1] / width)))
+    inner_width = min(size[1], max(1, round(width * size[0] / height)))
+    top, left = (size[0] - inner_height) // 2, (size[1] - inner_width) // 2
+    right, bottom = size[1] - inner_width - left, size[0] - inner_height - top
+    return torch.nn.functional.pad(_resized(values, (inner_height, inner_width)), (left, right, top, bottom))
+
+
+def _resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes (C, H, W), the colours of RGBA weighted by their opacity: transparent pixels' would show at edges."""
+    if values.shape[1:] == size:
+        return values
+    values = values.float()
+    if len(values) == 4:
+        values = torch.cat([values[:3] * values[3:] / _OPAQUE, values[3:]])
+    values = torch.nn.functional.interpolate(values[None], size, mode="bicubic", antialias=True)[0]
+    if len(values) == 4:
+        alpha = values[3:].clamp(0, _OPAQUE)
+        values = torch.cat([values[:3] * _OPAQUE / alpha.clamp(min=0.5), alpha])  # 0.5: less is rounded to 0
+    return values
+
+
+_FITS: dict[str, Callable[[Tensor, tuple[int, int]], Tensor]] = {"crop": _crop, "pad": _pad, "stretch": _resized}
 
 
 def is_picture(content: Any) -> bool:
@@ -105,8 +149,8 @@ class _Deep:
 
 
 def _open(content: bytes, mode: str | None, *, wanted: bool) -> np.ndarray | _Deep | None:
-    """Decodes a picture. Returns a `_Deep` for more than 8 bits; otherwise (H, W) or (H, W, 3) in `mode`, or None if
-    `mode` is None.
+    """Decodes a picture. Returns a `_Deep` for more than 8 bits; otherwise an array in `mode`, (H, W) or (H, W, C), or
+    None if `mode` is None.
     """
     try:
         with Image.open(io.BytesIO(content)) as checked:
@@ -121,7 +165,7 @@ def _open(content: bytes, mode: str | None, *, wanted: bool) -> np.ndarray | _De
             pixels = image.load()
             _refuse_cut(image, pixels, content)
             upright = ImageOps.exif_transpose(image)
-            return _deep(upright, lower) if deep else np.array(_to_mode(upright, mode or "RGB"))
+            return _deep(upright, lower, mode) if deep else np.array(_to_mode(upright, mode or "RGB"))
     except (DeepError, UndecodableError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -210,12 +254,15 @@ def _lower_bytes(image: ImageFile.ImageFile, content: bytes) -> np.ndarray | Non
         return np.array(ImageOps.exif_transpose(again))[..., chosen]
 
 
-def _deep(image: Image.Image, lower: np.ndarray | None) -> _Deep:
+def _deep(image: Image.Image, lower: np.ndarray | None, mode: str | None) -> _Deep:
     if lower is not None:
         values, cut = np.array(image).astype(np.uint16) * 256 + lower, False
     else:
         cut = image.mode not in ("F", "I") and not image.mode.startswith("I;")
-        values = np.array(_to_mode(image, "RGB")).astype(np.int32) * 257 if cut else np.array(image)[:, :, None]
+        if cut:
+            values = np.array(_to_mode(image, "RGBA" if mode == "RGBA" else "RGB")).astype(np.int32) * 257
+        else:
+            values = np.array(image)[:, :, None]
     floats = values.dtype.kind == "f"
     if floats and not np.isfinite(values).all():
         raise UndecodableError("has values that are NaN or infinite")
@@ -224,18 +271,28 @@ def _deep(image: Image.Image, lower: np.ndarray | None) -> _Deep:
 
 
 def _scaled(deep: _Deep, channels: int, scale: Scale | None) -> Tensor:
-    """Returns float32 (channels, H, W) in 0 ... 255, with white in transparent areas."""
+    """Returns float32 (channels, H, W) in 0 ... 255; without an alpha channel, white in transparent areas."""
     span = None if scale is None else scale.floats if deep.floats else scale.integers
     if span is None:
         raise DeepError
     low, high = span
     values = ((deep.colours.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255)
-    if deep.opaque is not None:
+    if deep.opaque is not None and channels < 4:
         values = values * deep.opaque + 255 * (1 - deep.opaque)
     tensor = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
     if channels == 1 and len(tensor) == 3:
         return (tensor * _LUMA).sum(0, keepdim=True)
-    return tensor.expand(channels, -1, -1)
+    tensor = _with_channels(tensor, channels)
+    if deep.opaque is not None and channels == 4:
+        tensor[3] = torch.from_numpy(deep.opaque[..., 0] * _OPAQUE)
+    return tensor
+
+
+def _with_channels(values: Tensor, channels: int) -> Tensor:
+    """Repeats grey values, and adds opacity if 4 channels are wanted: (1 or 3, H, W) -> (channels, H, W)."""
+    if channels < 4:
+        return values.expand(channels, -1, -1)
+    return torch.cat([values.expand(3, -1, -1), torch.full_like(values[:1], _OPAQUE)])
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
@@ -243,7 +300,7 @@ def _channels_first(array: np.ndarray) -> Tensor:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.has_transparency_data:
+    if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)

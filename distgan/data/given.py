@@ -5,6 +5,7 @@ import itertools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,38 +22,46 @@ from distgan.recipe import DataConfig
 
 
 def given(
-    path: str, *, size: int, channels: int, fit: bool, num: int | None = None, like: DataConfig | None = None
+    path: str,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    fit: str | None,
+    num: int | None = None,
+    like: DataConfig | None = None,
 ) -> tuple[list[str], Tensor]:
     """Reads a picture, the pictures of a folder or zip archive in the order of their names, or those of an .npz file.
 
     Args:
-        path: the picture, folder or archive; or an array as `distgan sample` writes it, arr_0, uint8 (N, H, W, 3).
+        path: the picture, folder or archive; or an array as `distgan sample` writes it, arr_0, uint8 (N, H, W, 3) or,
+            of RGBA images, (N, H, W, 4).
         size: height and width of the generator's images, in pixels.
-        channels: their channels, 1 or 3.
-        fit: whether pictures of another size or number of channels are cropped, resized and converted.
+        channels: their channels: 1, 3 or 4.
+        fit: how pictures of another size or number of channels are made to fit, as `data.fit`; None refuses them.
         num: the most pictures to read.
         like: the training images, whose scale pictures of more than 8 bits take, if the images are here.
 
     Returns:
-        Names of the pictures, and their pixels, uint8 (N, channels, size, size).
+        Names of the pictures, and their pixels, uint8 (N, channels, *size).
 
     Raises:
         UserError: there is no picture, one cannot be decoded, or one has another size or number of channels and `fit`
-            is false.
+            is None.
     """
     records = list(itertools.islice(_records(path), num))
-    if not fit:
+    if fit is None:
         for record in records:
             refuse_another_shape(record, size=size, channels=channels, hint="add --fit to crop and resize the pictures")
+    how = {"size": size, "channels": channels, "fit": fit or "crop"}
     try:
-        pixels = [_decoded(record, size, channels, None) for record in records]
+        pixels = [_decoded(record, None, how) for record in records]
     except DeepError:  # one scale for all of them, as in training images
         scale = measured(records)
         if like is not None:
             with contextlib.suppress(UserError):
                 trained_on = load(like).scale
                 scale = trained_on.or_else(scale) if trained_on is not None else scale
-        pixels = [_decoded(record, size, channels, scale) for record in records]
+        pixels = [_decoded(record, scale, how) for record in records]
     return [record.name for record in records], torch.stack(pixels)
 
 
@@ -68,15 +77,16 @@ def _records(path: str) -> Iterator[Record]:
 
 
 def _array(file: Path) -> np.ndarray:
-    """Reads the images of an .npz file: uint8 (N, 3, H, W)."""
+    """Reads the images of an .npz file: uint8 (N, 3 or 4, H, W)."""
     try:
         with np.load(file, allow_pickle=False) as found:
             images: np.ndarray = found["arr_0"]
     except Exception as error:  # for what is no such file, NumPy raises many kinds of errors
         raise UserError(f"{file} is no .npz file with an array arr_0: write one with `distgan sample`.") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (3, 4):
         raise UserError(
-            f"arr_0 of {file} is {images.dtype} {images.shape}, but must be uint8 (N, H, W, 3): convert it."
+            f"arr_0 of {file} is {images.dtype} {images.shape}, but must be uint8 (N, H, W, 3), or (N, H, W, 4) for "
+            "RGBA: convert it."
         )
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
@@ -110,8 +120,8 @@ def records_in(key: str, path: str) -> Iterator[Record]:
     return records()
 
 
-def _decoded(record: Record, size: int, channels: int, scale: Scale | None) -> Tensor:
+def _decoded(record: Record, scale: Scale | None, how: dict[str, Any]) -> Tensor:
     try:
-        return picture(record.content, size=size, channels=channels, scale=scale)
+        return picture(record.content, scale=scale, **how)
     except UndecodableError as error:
         raise UserError(f"{record.name} {error}: repair or remove it.") from error

@@ -24,7 +24,7 @@ class Record:
     name: str
     """The image's name in messages."""
     content: bytes | np.ndarray
-    """An encoded picture, or values 0 ... 255 of shape (H, W), or bytes of shape (3, H, W)."""
+    """An encoded picture, or values 0 ... 255 of shape (H, W), or bytes of shape (3, H, W) or, of RGBA, (4, H, W)."""
     label: int | None
 
 

@@ -17,6 +17,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -75,7 +76,7 @@ class Images:
 
     @property
     def channels(self) -> int:
-        """Returns the number of channels, 1 or 3."""
+        """Returns the number of channels: 1, 3 or 4."""
         return self.pixels.shape[1]
 
 
@@ -141,6 +142,8 @@ def store_folder(source: Source, data: DataConfig, scale: Scale | None = None) -
     made = [_FORMAT, fingerprint, data.image_size, data.channels or source.channels, data.skip_bad]
     if scale is not None:
         made.append(dataclasses.asdict(scale))
+    if data.fit != "crop":
+        made.append(data.fit)
     return cache / "stores" / hashlib.sha256(json.dumps(made).encode()).hexdigest()[:32]
 
 
@@ -183,30 +186,33 @@ def refuse_other_shapes(data: DataConfig) -> None:
     assert data.channels is not None
     for record in sources.find(data).records(1):
         refuse_another_shape(
-            record, size=data.image_size, channels=data.channels, hint="resize or convert the pictures first"
+            record, size=data.size, channels=data.channels, hint="resize or convert the pictures first"
         )
 
 
-def refuse_another_shape(record: Record, *, size: int, channels: int, hint: str) -> None:
-    """Checks that a picture has this size and number of channels already; the message ends with `hint`.
+def refuse_another_shape(record: Record, *, size: tuple[int, int], channels: int, hint: str) -> None:
+    """Checks that a picture has this height, width and number of channels already; the message ends with `hint`.
+
+    A picture with transparency has 4 channels, or 3 if `channels` is less.
 
     Raises:
         UserError: it has not, or cannot be read.
     """
-    if isinstance(record.content, np.ndarray):  # (3, H, W), also of grey images
-        grey = bool((record.content == record.content[:1]).all())
-        found = (record.content.shape[2], record.content.shape[1], channels if grey else 3)
+    if isinstance(record.content, np.ndarray):  # (3, H, W), also of grey images; (4, H, W) of RGBA
+        grey = len(record.content) == 3 and bool((record.content == record.content[:1]).all())
+        found = (*record.content.shape[1:], min(channels, 3) if grey else len(record.content))
     else:
         try:
             with Image.open(io.BytesIO(record.content)) as image:
                 grey = image.mode in ("1", "L", "F") or image.mode.startswith("I")
-                found = (image.width, image.height, 1 if grey else 3)
+                clear = channels == 4 and image.has_transparency_data
+                found = (image.height, image.width, 4 if clear else 1 if grey else 3)
         except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
             raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
-    if found != (size, size, channels):
-        raise UserError(
-            f"{record.name} is {'x'.join(map(str, found))}, but the generator draws {size}x{size}x{channels}: {hint}."
-        )
+    if found != (*size, channels):
+        said = ["x".join(map(str, shape)) for shape in (found, (*size, channels))]
+        order = "" if size[0] == size[1] else " (height x width x channels)"
+        raise UserError(f"{record.name} is {said[0]}, but the generator draws {said[1]}{order}: {hint}.")
 
 
 def spread(source: Source, count: int) -> Iterator[Record]:
@@ -279,7 +285,7 @@ def _prepare_alone(source: Source, data: DataConfig, scale: Scale | None = None)
 
 def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None) -> None:
     channels = data.channels or source.channels
-    needed = source.count * channels * data.image_size**2
+    needed = source.count * channels * math.prod(data.size)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UserError(
@@ -330,9 +336,11 @@ def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None)
         raise UserError(f"no picture of {data.path or data.id or data.source} can be decoded: check the files.")
     if scale is not None:  # a run must not resume on the same files with another scale
         content.update(json.dumps(dataclasses.asdict(scale)).encode())
+    if data.fit != "crop":  # features and classifiers in the cache are found by the fingerprint
+        content.update(data.fit.encode())
     np.array(labels, dtype=np.int64).tofile(partial / "labels.bin")
     described = {
-        "shape": [len(labels), channels, data.image_size, data.image_size],
+        "shape": [len(labels), channels, *data.size],
         "classes": source.classes,
         "fingerprint": content.hexdigest(),
         "skipped": len(skipped),
@@ -378,7 +386,7 @@ def _decoded(
 
     def attempt(record: Record) -> tuple[Record, Tensor | UndecodableError]:
         try:
-            return record, picture(record.content, size=data.image_size, channels=channels, scale=scale)
+            return record, picture(record.content, size=data.size, channels=channels, scale=scale, fit=data.fit)
         except UndecodableError as error:
             return record, error
 

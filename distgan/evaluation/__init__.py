@@ -200,7 +200,8 @@ class Evaluation:
         if other is None or len(set(fingerprints)) > 1:  # a machine lacks the split: then there is no floor
             return None
         num, kept = len(other.images.pixels), self._config.num if self._asks_for("kernel_distance") else 0
-        described = [_FORMAT, self.weights.sha256, self.fingerprint, fingerprints[0], self._config.measured, num, kept]
+        prints, shape = [self.fingerprint, fingerprints[0]], list(other.images.pixels.shape)
+        described = [_FORMAT, self.weights.sha256, *prints, self._config.measured, shape, kept]
         folder = cache.path(self._data, "floors", described)
         if not self._ranks.on_rank_zero(lambda: bundle.is_whole(folder)):
             numbers = self._scores(other.draw, num)
@@ -354,12 +355,9 @@ def _find(reference: str, images: DataConfig, spec: ImageSpec) -> _Real:
         raise UserError(
             f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
         )
+    channels: Any = spec.channels
     folder = DataConfig(
-        source="folder",
-        path=reference,
-        image_size=spec.image_size,  # type: ignore[arg-type]
-        channels=spec.channels,  # type: ignore[arg-type]
-        cache=images.cache,
+        source="folder", path=reference, image_size=spec.image_size, channels=channels, cache=images.cache
     )
     try:
         data.refuse_other_shapes(folder)

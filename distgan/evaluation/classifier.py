@@ -38,7 +38,8 @@ def train(pixels: Tensor, labels: Tensor, *, classes: int) -> tuple[Classifier, 
     labelled = torch.nonzero(labels >= 0).flatten()
     shuffled = labelled[torch.from_numpy(seeding.generator(_SEED, "classifier.held_out").permutation(len(labelled)))]
     held_out, kept = shuffled[: len(shuffled) // 10], shuffled[len(shuffled) // 10 :]
-    network = Classifier(image_size=pixels.shape[-1], channels=pixels.shape[1], classes=classes)
+    _, channels, height, width = pixels.shape
+    network = Classifier(size=(height, width), channels=channels, classes=classes)
     steps = max(_STEPS, _EPOCHS * len(kept) // _BATCH)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UserError
+from distgan.pictures import on_white
 
 
 class Extractor(nn.Module):
@@ -29,7 +30,7 @@ class Extractor(nn.Module):
 class Inception(Extractor):
     """torch-fidelity's InceptionV3, which computes what the original TensorFlow graph of FID does (Heusel et al. 2017).
 
-    It resizes to 299x299 as TensorFlow 1 did; grey images go in as three equal channels.
+    It resizes to 299x299 as TensorFlow 1 did. Grey images go in as three equal channels, RGBA images on white.
     """
 
     name, dim, classes = "inception", 2048, 1008
@@ -64,29 +65,32 @@ class Inception(Extractor):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = dict(zip(self.network.features_list, self.network(images.expand(-1, 3, -1, -1)), strict=True))
+        outputs = dict(
+            zip(self.network.features_list, self.network(on_white(images).expand(-1, 3, -1, -1)), strict=True)
+        )
         features, logits = (outputs[layer] for layer in self._layers)
         return features, logits
 
 
 class Classifier(Extractor):
-    """A small convolutional classifier of images (N, channels, image_size, image_size); see `classifier.train`.
+    """A small convolutional classifier of images (N, channels, *size); see `classifier.train`.
 
-    Strided 3x3 convolutions with batch norm down to 4x4, whose mean over positions is the features.
+    Strided 3x3 convolutions with batch norm until the longer side is at most 4. The mean over positions is the
+    features.
     """
 
     name, dim = "classifier", 128
     resize = "none"
 
-    def __init__(self, *, image_size: int, channels: int, classes: int) -> None:
+    def __init__(self, *, size: tuple[int, int], channels: int, classes: int) -> None:
         super().__init__()
         self.classes = classes
         layers: list[nn.Module] = []
-        width = 16
-        while image_size > 4:
-            after = min(width, self.dim) if image_size > 8 else self.dim
+        width, longer = 16, max(size)
+        while longer > 4:
+            after = min(width, self.dim) if longer > 8 else self.dim
             layers += [nn.Conv2d(channels, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-            channels, width, image_size = after, 2 * width, image_size // 2
+            channels, width, longer = after, 2 * width, -(-longer // 2)
         self.convolutions = nn.Sequential(*layers)
         self.last = nn.Linear(self.dim, classes)
         self.float().eval()

@@ -65,7 +65,7 @@ def build(config: EvalConfig, weights: Weights, spec: ImageSpec) -> Extractor:
     if config.extractor == "inception":
         return Inception(weights.tensors)
     classes = len(weights.tensors["last.bias"]) if "last.bias" in weights.tensors else 1
-    network = Classifier(image_size=spec.image_size, channels=spec.channels, classes=classes)
+    network = Classifier(size=spec.size, channels=spec.channels, classes=classes)
     tensors.load_into(network, weights.tensors, f"the extractor in {weights.file}")
     return network.requires_grad_(False)
 

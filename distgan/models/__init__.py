@@ -12,7 +12,17 @@ from distgan.errors import UserError, nearest
 from distgan.models import biggan, dcgan, r3gan, resnet, spectral_norm
 from distgan.models.batch_norm import has_batch_norm, synchronise
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
-from distgan.models.layers import CHUNK, STANDING, Discriminator, Generator, eval_mode, from_bytes, frozen, to_bytes
+from distgan.models.layers import (
+    CHUNK,
+    STANDING,
+    Discriminator,
+    Generator,
+    doublings,
+    eval_mode,
+    from_bytes,
+    frozen,
+    to_bytes,
+)
 from distgan.recipe import ModelConfig
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "ImageSpec",
     "build",
     "build_generator",
+    "check_size",
     "constrain",
     "d_norm",
     "eval_mode",
@@ -81,14 +92,15 @@ class Architecture:
     d_norms: tuple[str, ...] = ("none", "spectral")
     """Allowed values of `model.d_norm`; the first is the default. A discriminator with batch norm must list `batch`."""
     g_spectral: bool = False
-    """Whether the generator has spectral norm: of every convolution and linear layer, but no embedding, which it would
-    cripple (Brock et al. 2019, `SNGAN with shared embeddings` in their code)."""
+    """Whether the generator has spectral norm, of every convolution and linear layer. Its embedding has none: BigGAN's
+    authors found that this cripples it (ajbrock/BigGAN-PyTorch, BigGAN.py)."""
     inits: tuple[str, ...] = ("paper", "orthogonal")
     """Allowed values of `model.init`."""
     fp16: bool = True
     """Whether it trains in fp16."""
-    least_doublings: int = 1
-    """How often the first map must double at least to become the image."""
+    least_doublings: int = 2
+    """How often the generator's first map must at least double to become the image; see `layers.doublings`. With one
+    doubling, dcgan's discriminator would have no batch norm."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -102,7 +114,6 @@ ARCHITECTURES: dict[str, Architecture] = {
         generator=lambda model, spec: resnet.ResNetGenerator(**_of_generator(model, spec)),
         discriminator=lambda model, spec: resnet.ResNetDiscriminator(**_of_discriminator(model, spec)),
         initialise=resnet.initialise,
-        least_doublings=2,
     ),
     "biggan": Architecture(
         generator=lambda model, spec: biggan.BigGANGenerator(**_of_generator(model, spec)),
@@ -150,13 +161,30 @@ def fp16_works(model: ModelConfig) -> bool:
     return _architecture(model.architecture).fp16
 
 
+def check_size(model: ModelConfig, size: tuple[int, int]) -> None:
+    """Checks that the architecture has networks for images of this height and width.
+
+    Raises:
+        UserError: it has not, or is unknown.
+    """
+    least = _architecture(model.architecture).least_doublings
+    if doublings(size) < least:
+        multiple = 2**least
+        fits = [max(-(-side // multiple) * multiple, 4 * multiple) for side in size]
+        raise UserError(
+            f"data.image_size is {list(size)}, but {model.architecture} needs sides that are multiples of {multiple} "
+            f"and at least {4 * multiple}: choose such as {fits}, or another model.architecture."
+        )
+
+
 def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator, Discriminator]:
     """Returns generator and discriminator with their starting weights, which depend on the seed alone.
 
     Raises:
-        UserError: the architecture is unknown, lacks this norm, or takes no labels although there are some.
+        UserError: the architecture is unknown, lacks this norm or size, or takes no labels although there are some.
     """
     norm = d_norm(model)
+    check_size(model, spec.size)
     architecture = _architecture(model.architecture)
     if model.init not in architecture.inits:
         raise UserError(f"model.init is {model.init}, but {model.architecture} has {' or '.join(architecture.inits)}.")
@@ -210,8 +238,9 @@ def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
     """Returns a generator whose weights must still be loaded or drawn.
 
     Raises:
-        UserError: the architecture is unknown.
+        UserError: the architecture is unknown, or does not have this size.
     """
+    check_size(model, spec.size)
     architecture = _architecture(model.architecture)
     generator = architecture.generator(model, spec)
     generator.class_names = spec.class_names

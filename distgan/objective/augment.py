@@ -49,7 +49,12 @@ class Augment:
 
 
 def color(images: Tensor, u: Tensor) -> Tensor:
-    """Brightness by -0.5 ... 0.5, saturation by 0 ... 2 and contrast by 0.5 ... 1.5; u is (N, 3) in [0, 1)."""
+    """Brightness by -0.5 ... 0.5, saturation by 0 ... 2 and contrast by 0.5 ... 1.5; u is (N, 3) in [0, 1).
+
+    Changes the colours of RGBA images, not their opacity.
+    """
+    if images.shape[1] == 4:
+        return torch.cat([color(images[:, :3], u), images[:, 3:]], 1)
     brightness, saturation, contrast = u.to(images.dtype).t()[:, :, None, None, None]
     images = images + (brightness - 0.5)
     grey = images.mean(1, keepdim=True)

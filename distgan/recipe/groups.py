@@ -54,6 +54,7 @@ PIPELINES = ("ada", "ada_r3gan")
 """The augmentations whose transforms are applied with a probability."""
 
 _PATH = {"path": True}  # marks a setting in which `~` and `$NAME` are replaced
+_SMALLEST, _LARGEST = 32, 256  # pixels of the longer side
 BESIDE = {"beside": True}
 """Marks a setting, or a whole group, that does not change the mathematics: a resumed run may change it."""
 
@@ -117,10 +118,17 @@ class DataConfig:
     """Column of the class labels in a data set: named classes, whole numbers (-1 for none) or strings. If unset, the
     first column of named classes; in parquet files that the `datasets` library did not write, the column called label,
     labels or class."""
-    image_size: Literal[32, 64, 128, 256] = 32
-    """Height and width in pixels. Pictures are cropped to the largest centred square and resized."""
-    channels: Literal[1, 3] | None = None
-    """1 for grey, 3 for colour. If unset: 1 for `digits` and `fashion_mnist`, 3 for the others."""
+    image_size: int | tuple[int, int] = 32
+    """Pixels of a side, for squares; for other rectangles height and width, as in [64,128]. Sides are multiples of 4 up
+    to 256, and the longer one is at least 32. Pictures of another size are brought to this one as `fit` says."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture of another shape is made to fit. `crop`: its largest centred part of the wanted shape is resized.
+    `pad`: the whole picture is resized and centred, with black borders (with 4 channels, transparent ones). `stretch`:
+    height and width are resized separately."""
+    channels: Literal[1, 3, 4] | None = None
+    """1 for grey, 3 for colour (RGB), 4 for colour with transparency (RGBA). With 1 or 3, transparent areas become
+    white; with 4, pictures without transparency are opaque. If unset: 1 for `digits` and `fashion_mnist`, 3 for the
+    others."""
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded, and say how many. By default one such picture stops the command."""
     cache: str | None = field(default=None, metadata=_PATH | BESIDE)
@@ -133,6 +141,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
+        self._check_size()
         # A setting that the source does not use is refused, not ignored; sources.py checks `path` itself.
         settings = {key: getattr(self, key) for key in ("id", "config", "image_column", "label_column")}
         settings["split"] = self.split if self.split != "train" else None
@@ -144,6 +153,27 @@ class DataConfig:
                     f"data.{key} is {value}, which data.source {self.source} does not use: leave it out; if the recipe "
                     f"sets it, add --data.{key}={unset}."
                 )
+
+    def _check_size(self) -> None:
+        """Refuses sizes that no network has. Stores height and width as a tuple, or as one number if they are equal."""
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        size = self.size
+        if len(size) != 2 or max(size) < _SMALLEST or any(side % 4 or not 4 <= side <= _LARGEST for side in size):
+            given = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+            raise UserError(
+                f"data.image_size is {given}, but must be one side of a square or [height,width], in multiples of 4 up "
+                f"to {_LARGEST}, the longer one at least {_SMALLEST}: give for instance 32, 48 or [64,128]."
+            )
+        if size[0] == size[1]:
+            object.__setattr__(self, "image_size", size[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Returns height and width in pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return self.image_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ def as_dict(config: Config) -> dict[str, dict[str, Any]]:
     """Returns the configuration as nested dicts of plain values, one per group."""
     groups = dataclasses.asdict(config)
     groups["optim"]["betas"] = list(config.optim.betas)
+    if not isinstance(config.data.image_size, int):
+        groups["data"]["image_size"] = list(config.data.image_size)
     return groups
 
 

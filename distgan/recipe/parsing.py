@@ -145,4 +145,5 @@ def _allowed(types: str) -> str:
     said |= {"tuple": "numbers in brackets, such as [0.5,0.999]"}
     words = [f"one of {match}".replace("'", "") for match in re.findall(r"Literal\[(.+?)\]", types)]
     words += [said[name] for name in re.findall(r"<class '(.+?)'>", types)]
+    words += ["two whole numbers in brackets, such as [64,128]"] * ("tuple[int, int]" in types)
     return " or ".join(words) or f"a {types}"

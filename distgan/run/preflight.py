@@ -51,6 +51,7 @@ def prepare(config: Config) -> Materials:
     d_norm = models.d_norm(config.model)
     loss = objective.loss
     rules.check_objective(config, needs_lipschitz=loss.needs_lipschitz, zero_decides=loss.zero_decides, d_norm=d_norm)
+    models.check_size(config.model, config.data.size)
 
     # The folder, and the images.
     folder = RunFolder(config.run.dir)

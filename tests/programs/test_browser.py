@@ -43,11 +43,13 @@ def served(folder):
         server.shutdown()
 
 
-@pytest.mark.parametrize("names", [(), NAMES])
-def test_the_page_draws_what_torch_draws(page, tmp_path, names):
+@pytest.mark.parametrize(
+    ("names", "channels", "size"), [((), 3, 32), (NAMES, 1, 32), ((), 4, (32, 48))], ids=["colour", "labels", "RGBA"]
+)
+def test_the_page_draws_what_torch_draws(page, tmp_path, names, channels, size):
     from playwright.sync_api import sync_playwright
 
-    folder = exported(tmp_path / "g", names=names, channels=1 if names else 3)
+    folder = exported(tmp_path / "g", names=names, channels=channels, size=size)
     assert cli.main(["export", str(folder), f"--onnx={page}/generator.onnx", "--overwrite"]) == 0
     complaints, asked = [], []
     with served(page) as address, sync_playwright() as playwright:
@@ -65,7 +67,8 @@ def test_the_page_draws_what_torch_draws(page, tmp_path, names):
             tab.fill("#label", "2")
         tab.click("button")
         z, images = tab.evaluate("drawn.then(({z, images}) => [[...z], [...images]])")
-        red = tab.evaluate("[...canvas.getContext('2d').getImageData(0, 0, 32, 32).data].filter((_, i) => i % 4 == 0)")
+        shown = tab.evaluate("[...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]")
+        wide, high = tab.evaluate("[canvas.width, canvas.height]")
         browser.close()
     assert not complaints
     assert all(url.startswith((address, "data:")) for url in asked), asked
@@ -79,4 +82,14 @@ def test_the_page_draws_what_torch_draws(page, tmp_path, names):
     difference = abs(np.array(images).reshape(expected.shape) - expected)
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.999
-    assert np.array_equal(red, np.array(images).reshape(expected.shape)[0, 0].flatten())
+    drawn = np.array(images).reshape(expected.shape)
+    _, _, height, width = drawn.shape
+    assert (high, wide) == (8 * height, 8 * width)
+    second = np.array(shown).reshape(high, wide, 4)[:height, width : 2 * width]
+    if channels == 4:
+        assert np.array_equal(second[..., 3], drawn[1, 3])
+        opaque = drawn[1, 3] > 128  # the canvas keeps colours times opacity, in 8 bits
+        assert abs(second[..., :3] - drawn[1, :3].transpose(1, 2, 0))[opaque].max() <= 2
+    else:
+        assert np.array_equal(second[..., 0], drawn[1, 0])
+        assert (second[..., 3] == 255).all()

@@ -10,7 +10,9 @@ from distgan.storage.exported import save_generator
 NAMES = ("cat", "T-shirt/top", "big, red", "empty")
 
 
-def exported(folder, *, architecture="dcgan", channels=3, names=(), width=8, latent_dim=16, discriminator=True):
+def exported(
+    folder, *, architecture="dcgan", channels=3, names=(), width=8, latent_dim=16, discriminator=True, size=32
+):
     """Untrained networks with orthogonal weights, whose images differ much from each other."""
     config = ModelConfig(
         architecture=architecture,
@@ -20,7 +22,7 @@ def exported(folder, *, architecture="dcgan", channels=3, names=(), width=8, lat
         init="orthogonal",
     )
     counts = tuple(0 if name == "empty" else 10 + i for i, name in enumerate(names))
-    spec = ImageSpec(image_size=32, channels=channels, class_counts=counts, class_names=names)
+    spec = ImageSpec(image_size=size, channels=channels, class_counts=counts, class_names=names)
     G, D = build(config, spec, seed=0)
     _settle(G, D)
     weights = D.state_dict() if discriminator else None

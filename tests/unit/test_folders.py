@@ -329,7 +329,7 @@ def test_a_run_on_splits_watches_and_measures_itself_by_the_others(tmp_path, cap
     root, run = patches(tmp_path / "pictures"), tmp_path / "run"
     argv = [*SMALL, f"--data.path={root}", "--model.conditional=true", f"--run.dir={run}", "--train.batch_size=8"]
     weights = tmp_path / "extractor.safetensors"
-    save_file(Classifier(image_size=32, channels=3, classes=3).state_dict(), weights)  # to train one takes a minute
+    save_file(Classifier(size=(32, 32), channels=3, classes=3).state_dict(), weights)  # to train one takes a minute
     quick = ["extractor=classifier", f"extractor_weights={weights}", "num=150", "metrics=kd_classifier,prdc"]
     argv += ["--eval.every=2", *(f"--eval.{setting}" for setting in quick)]
     log = tmp_path / "log"

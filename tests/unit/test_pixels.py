@@ -265,7 +265,7 @@ KINDS = {
 
 
 def fits(content):
-    return store.picture(content, size=64, channels=3, scale=None)
+    return store.picture(content, size=(64, 64), channels=3, scale=None)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow's, about the same

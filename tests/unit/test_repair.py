@@ -19,7 +19,7 @@ def pictures(count, channels=3, size=SIZE):
 
 
 def holes(*kinds, size=SIZE):
-    return torch.cat([masks(kind, ["a"], size=size, seed=0) for kind in kinds])
+    return torch.cat([masks(kind, ["a"], size=(size, size), seed=0) for kind in kinds])
 
 
 @pytest.mark.parametrize("kind", [*KINDS])
@@ -123,9 +123,9 @@ def test_simple_fills_use_known_pixels_only():
 def test_masks_hide_what_they_say_and_depend_on_their_own_number_alone():
     shares = {"center": 1 / 4, "left": 1 / 2, "grid": 3 / 4, "random": 1 / 2, "scratch": 0.2}
     for kind, share in shares.items():
-        some = masks(kind, ["x"] * 20, size=32, seed=1)
+        some = masks(kind, ["x"] * 20, size=(32, 32), seed=1)
         assert float(some.float().mean()) == pytest.approx(share, abs=0.02 if kind != "scratch" else 0.1)
-        assert torch.equal(masks(kind, ["x"] * 5, size=32, seed=1), some[:5])
+        assert torch.equal(masks(kind, ["x"] * 5, size=(32, 32), seed=1), some[:5])
         assert kind in ("center", "left", "grid") or not torch.equal(some[0], some[1])
 
 
@@ -137,12 +137,12 @@ def test_mask_files_are_one_for_all_or_one_for_each(tmp_path):
         array = np.zeros((SIZE, SIZE), dtype=np.uint8)
         array[row, column] = 255
         Image.fromarray(array).save(folder / f"{name}.png")
-    each = masks(str(folder), ["x/b.jpg", "a.jpeg"], size=SIZE, seed=0)
+    each = masks(str(folder), ["x/b.jpg", "a.jpeg"], size=(SIZE, SIZE), seed=0)
     assert [one.nonzero().tolist() for one in each] == [[[3, 5]], [[0, 0]]]
     (folder / "more").mkdir()
     Image.new("L", (SIZE, SIZE)).save(folder / "more" / "a.png")
     with pytest.raises(ValueError, match="several masks named a"):
-        masks(str(folder), ["b"], size=SIZE, seed=0)
-    one = masks(str(folder / "a.png"), ["x", "y", "z"], size=SIZE, seed=0)
+        masks(str(folder), ["b"], size=(SIZE, SIZE), seed=0)
+    one = masks(str(folder / "a.png"), ["x", "y", "z"], size=(SIZE, SIZE), seed=0)
     assert one.shape == (3, SIZE, SIZE)
     assert one.nonzero().tolist() == [[0, 0, 0], [1, 0, 0], [2, 0, 0]]

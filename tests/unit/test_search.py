@@ -32,7 +32,7 @@ def test_inversion_finds_the_generators_own_samples(tmp_path, architecture, name
 def test_a_repair_finds_them_too_and_never_looks_at_what_is_hidden(tmp_path, discriminator):
     found = storage.find(str(exported(tmp_path / "g", discriminator=discriminator)))
     truth = found.generator.sample(24, seed=77)
-    hidden = masks("center", ["x"] * 24, size=32, seed=0)
+    hidden = masks("center", ["x"] * 24, size=(32, 32), seed=0)
     repaired = inpaint(found, truth, hidden, steps=300)
     quality = psnr(repaired.pictures, truth, hidden)
     assert float((quality > 25).float().mean()) >= 0.75, quality
