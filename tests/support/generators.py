@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from distgan.models import CHUNK, ImageSpec, build
+from distgan.models import ARCHITECTURES, CHUNK, ImageSpec, build
 from distgan.recipe import ModelConfig
 from distgan.storage.exported import save_generator
 
@@ -13,13 +13,13 @@ NAMES = ("cat", "T-shirt/top", "big, red", "empty")
 def exported(
     folder, *, architecture="dcgan", channels=3, names=(), width=8, latent_dim=16, discriminator=True, size=32
 ):
-    """Untrained networks with orthogonal weights, whose images differ much from each other."""
+    """Untrained networks whose images differ much from each other, with orthogonal weights where they may have them."""
     config = ModelConfig(
         architecture=architecture,
         width=width,
         latent_dim=latent_dim,
         conditional=bool(names),
-        init="orthogonal",
+        init=ARCHITECTURES[architecture].inits[-1],
     )
     counts = tuple(0 if name == "empty" else 10 + i for i, name in enumerate(names))
     spec = ImageSpec(image_size=size, channels=channels, class_counts=counts, class_names=names)
