@@ -139,8 +139,11 @@ def _sampled(images: Tensor, maps: Tensor, taps: Tensor) -> Tensor:
     With the tap at place 5 of 12 in the middle, half pixel m of the upsampled image lies at (m + 0.5) / 2 pixels.
     """
     n, channels, height, width = images.shape
-    doubled = pad(images, [_MARGIN] * 4, mode="reflect").flatten(0, 1)[:, None]
+    doubled = images.flatten(0, 1)[:, None]
     for axis, size in ((2, height), (3, width)):
+        # Mirrored by indices: torch's reflection padding has no deterministic gradient on CUDA.
+        places = torch.arange(-_MARGIN, size + _MARGIN, device=images.device).remainder(2 * size - 2)
+        doubled = doubled.index_select(axis, size - 1 - (size - 1 - places).abs())
         kernel = (math.sqrt(2) * taps).view([-1 if i == axis else 1 for i in range(4)])
         doubled = conv_transpose2d(doubled, kernel, stride=tuple(2 if i == axis else 1 for i in (2, 3)))
         doubled = doubled.narrow(axis, 2 * _MARGIN - 1, 2 * size + 2 * _MARGIN)  # m from -6 to 2 size + 5
