@@ -46,4 +46,5 @@ class Average:
         torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], self._weight)
         for name in mine.keys() - set(floating):  # batch norm's count of batches
             mine[name].copy_(theirs[name])
-        spectral_norm.iterate(self.generator)
+        if self._weight < 1:  # otherwise it is a copy
+            spectral_norm.iterate(self.generator)

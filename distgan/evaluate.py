@@ -14,9 +14,10 @@ from distgan.cli import check_json, write_json
 from distgan.errors import UserError, nearest
 from distgan.evaluation import Evaluation
 from distgan.evaluation.weights import Weights
+from distgan.models import has_batch_norm
 from distgan.parallel import launch
 from distgan.parallel.ranks import TIMEOUT, Ranks
-from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig
+from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, rules
 from distgan.storage import exported
 from distgan.storage.exported import Exported
 from distgan.storage.report import Report
@@ -70,8 +71,8 @@ def evaluate(
         metrics: names of metrics. If unset, all that the extractor has.
         num: images to draw.
         reference: `train`, `test`, or a folder or zip archive of pictures. If unset, the recipe's.
-        truncation: `eval.truncation`. If unset, the recipe's.
-        standing: `eval.standing`. If unset, the recipe's.
+        truncation: `eval.truncation`; 0 for none. If unset, the recipe's.
+        standing: `eval.standing`; 0 for none. If unset, the recipe's.
         weights: which of the generator's weights, `averaged` or `raw`.
         seed: the seed of the images.
 
@@ -109,6 +110,7 @@ def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Re
             found = exported.find(run, raw=weights == "raw")
             config = _config(found.recipe, **settings)
             images = _data(found, config)
+            rules.check_standing(config.standing, with_batch_norm=has_batch_norm(found.generator))
             evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
         same = {"generator": run, "step": found.step, **asdict(config), **launch.versions()}
@@ -151,14 +153,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--truncation",
         type=float,
         metavar="T",
-        help="draw latents from a normal distribution that is cut off at -T and T (default: the recipe's, else none)",
+        help="draw latents from a normal distribution that is cut off at -T and T; 0: not cut off (default: the "
+        "recipe's, else 0)",
     )
     parser.add_argument(
         "--standing",
         type=int,
         metavar="N",
-        help="give the generator's batch norm statistics of N batches of 64 samples (default: the recipe's, else 16 "
-        "with --truncation, else its running statistics)",
+        help="give the generator's batch norm statistics of N batches of 64 samples; 0: its running statistics, or 16 "
+        "batches with --truncation (default: the recipe's, else 0)",
     )
     parser.add_argument(
         "--weights",
@@ -196,18 +199,18 @@ def _config(
         )
     if num < 1:
         raise UserError(f"--num is {num}, but must be at least 1.")
-    if truncation is not None and not truncation > 0:
-        raise UserError(f"--truncation is {truncation}, but must be above 0.")
-    if standing is not None and standing < 1:
-        raise UserError(f"--standing is {standing}, but must be at least 1.")
+    if truncation is not None and not truncation >= 0:
+        raise UserError(f"--truncation is {truncation}, but must be above 0, or 0 for none.")
+    if standing is not None and standing < 0:
+        raise UserError(f"--standing is {standing}, but must be at least 1, or 0 for none.")
     return EvalConfig(
         extractor=name,
         extractor_weights=extractor_weights or (said.extractor_weights if name == said.extractor else None),
         metrics=",".join(names),
         num=num,
         reference=reference or said.reference,
-        truncation=said.truncation if truncation is None else truncation,
-        standing=said.standing if standing is None else standing,
+        truncation=(said.truncation if truncation is None else truncation) or None,
+        standing=(said.standing if standing is None else standing) or None,
     )
 
 

@@ -1,6 +1,7 @@
 """Writes a trained generator as a folder to share: weights, what builds the network, the recipe, and a model card."""
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from collections.abc import Sequence
@@ -140,7 +141,7 @@ images = generator.sample(64, seed=1)  # uint8 (64, {channels}, {height}, {width
 {named}- Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
 - Loss {config.loss.name}{penalty}{augmented}; {config.train.precision}.
 - Adam: learning rate {config.optim.lr}, {config.optim.schedule}, betas {list(config.optim.betas)}.
-- Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.
+- Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.{_ramps(config)}
 - Everything else: `recipe.yaml`.
 
 ## Metrics
@@ -152,6 +153,15 @@ images = generator.sample(64, seed=1)  # uint8 (64, {channels}, {height}, {width
 It draws what resembles its training images and inherits whatever they over- or under-represent; it may reproduce some
 of them. It knows no other subject and no other size. What may be done with the samples depends on the data's licence.
 """
+
+
+def _ramps(config: Config) -> str:
+    """Returns a line about the settings that changed in the course of the run; empty if none did."""
+    ends = {key: end for key, end in dataclasses.asdict(config.ramp).items() if key != "images" and end is not None}
+    if not ends:
+        return ""
+    said = ", ".join(f"{key} to {end:g}" for key, end in ends.items())
+    return f"\n- Over the first {config.ramp.images:,} images, settings changed along half a cosine: {said}."
 
 
 def _metrics(evaluation: Report | None) -> str:

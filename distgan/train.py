@@ -56,7 +56,7 @@ def train(config: Config) -> None:
                 precision=config.train.precision,
                 deterministic=config.train.deterministic,
                 tracker=config.track.to,
-                tf32=not config.penalty.names,
+                tf32=not config.penalty.names and not config.augment.pipelines,
             )
             _train(config, materials, ranks)
         finally:

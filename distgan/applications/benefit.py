@@ -130,11 +130,21 @@ def _refuse_another_plan(config: Config, plan: Plan, out: Path) -> None:
     if not file.exists():
         out.mkdir(exist_ok=True)
         files.replace(file, json.dumps(described, indent=1).encode())
-    elif json.loads(file.read_text()) != described:
+    elif _with_new_settings(json.loads(file.read_text()), described) != described:
         raise UserError(
             f"--out is {out}, which has results of another recipe or of another number of synthetic images: choose "
             "another folder."
         )
+
+
+def _with_new_settings(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Gives a plan of an earlier version the settings that it did not have, with their defaults."""
+    defaults = json.loads(json.dumps(recipe.as_dict(Config(run=RunConfig(dir=".")))))
+    filled = {
+        group: {**defaults[group], **before["recipe"].get(group, {})} if isinstance(values, dict) else values
+        for group, values in now["recipe"].items()
+    }
+    return {**before, "recipe": filled}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -189,7 +199,8 @@ def _one(
         run=RunConfig(dir=str(place / "run"), seed=seed, timeout=config.run.timeout),
         data=only,
         model=dataclasses.replace(config.model, conditional=True),
-        train=dataclasses.replace(config.train, init_from=None),  # other weights would have seen other images
+        # Other weights would have seen other images.
+        train=dataclasses.replace(config.train, init_from=None, freeze_d=0),
         track=dataclasses.replace(config.track, to="none"),
         guard=dataclasses.replace(config.guard, on_trouble="warn"),
         eval=dataclasses.replace(config.eval, every=None),

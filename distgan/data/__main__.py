@@ -101,7 +101,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _size(text: str) -> int | tuple[int, ...]:
     """Reads one side of a square, or height and width; `DataConfig` checks them."""
-    sides = tuple(int(word) for word in text.strip("[]").split(","))
+    try:
+        sides = tuple(int(word) for word in text.strip("[]").split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a size: give one side, as 64, or height,width, as 64,128"
+        ) from error
     return sides[0] if len(sides) == 1 else sides
 
 

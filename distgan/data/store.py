@@ -193,14 +193,14 @@ def refuse_other_shapes(data: DataConfig) -> None:
 def refuse_another_shape(record: Record, *, size: tuple[int, int], channels: int, hint: str) -> None:
     """Checks that a picture has this height, width and number of channels already; the message ends with `hint`.
 
-    A picture with transparency has 4 channels, or 3 if `channels` is less.
+    A picture with transparency has 4 channels, or 3 if `channels` is less. One without fits 4 channels: it is opaque.
 
     Raises:
         UserError: it has not, or cannot be read.
     """
     if isinstance(record.content, np.ndarray):  # (3, H, W), also of grey images; (4, H, W) of RGBA
         grey = len(record.content) == 3 and bool((record.content == record.content[:1]).all())
-        found = (*record.content.shape[1:], min(channels, 3) if grey else len(record.content))
+        found = (*record.content.shape[1:], min(channels, 3) if grey and channels < 4 else len(record.content))
     else:
         try:
             with Image.open(io.BytesIO(record.content)) as image:
@@ -209,6 +209,8 @@ def refuse_another_shape(record: Record, *, size: tuple[int, int], channels: int
                 found = (image.height, image.width, 4 if clear else 1 if grey else 3)
         except Exception as error:  # for damage or a decompression bomb, Pillow raises nearly every kind of error
             raise UserError(f"{record.name} is not a readable picture: repair or remove it.") from error
+    if channels == 4:
+        found = (*found[:2], 4)
     if found != (*size, channels):
         said = ["x".join(map(str, shape)) for shape in (found, (*size, channels))]
         order = "" if size[0] == size[1] else " (height x width x channels)"

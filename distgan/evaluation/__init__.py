@@ -7,6 +7,7 @@ computed once and kept in the cache.
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from distgan.evaluation import weights as extractor_weights
 from distgan.evaluation.extractors import Classifier, Extractor, Inception
 from distgan.evaluation.scores import ClassSums, Moments
 from distgan.evaluation.weights import Weights
-from distgan.models import CHUNK, STANDING, Generator, ImageSpec
+from distgan.models import CHUNK, STANDING, Generator, ImageSpec, has_batch_norm
 from distgan.parallel.ranks import Ranks
 from distgan.progress import shown
 from distgan.recipe import EVAL_METRICS, DataConfig, EvalConfig
@@ -118,14 +119,28 @@ class Evaluation:
             seed: the seed of the images.
             weights: which weights the generator has, `averaged` or `raw`; for the protocol.
         """
-        truncation, standing = self._config.truncation, self._config.standing
-        if truncation is not None:
-            generator = generator.truncated(truncation, batches=standing or STANDING)
-        elif standing is not None:
-            generator = generator.standing(standing)
+        with self._ranks.alone(), _without_tf32():  # alone: every rank does the same, for a while
+            generator = self._as_measured(generator)
         numbers = self._scores(lambda first, _: generator.draw(first, seed=seed, stream=_STREAM), self._config.num)
-        labels = {"labels": "as often as the training images have them"} if generator.class_counts else {}
-        return Measured(numbers, {**self._protocol(seed=seed, weights=weights), **labels})
+        protocol = self._protocol(seed=seed, weights=weights)
+        if generator.class_counts:
+            protocol["labels"] = "as often as the training images have them"
+        if generator.truncation is not None:
+            protocol["truncation"] = generator.truncation
+        if batches := self._standing(generator):
+            protocol["standing"] = f"{batches} batches of {CHUNK} samples"
+        return Measured(numbers, protocol)
+
+    def _as_measured(self, generator: Generator) -> Generator:
+        """Returns the generator as `eval.truncation` and `eval.standing` ask for it."""
+        if self._config.truncation is not None:
+            return generator.truncated(self._config.truncation, batches=self._config.standing or STANDING)
+        return generator if self._config.standing is None else generator.standing(self._config.standing)
+
+    def _standing(self, generator: Generator) -> int:
+        """Returns how many batches batch norm's statistics are taken from; 0 if they are the running ones."""
+        asked = self._config.standing or (STANDING if generator.truncation is not None else 0)
+        return asked if has_batch_norm(generator) else 0
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
         """Collective: passes `num` images through the extractor and returns their scores."""
@@ -164,8 +179,7 @@ class Evaluation:
         rows = [found.rows]
         chunks = range(-(-num // CHUNK))
         mine = chunks[len(chunks) * ranks.rank // ranks.world : len(chunks) * (ranks.rank + 1) // ranks.world]
-        # cuDNN's TF32 would change the features; training in bf16 switches it on.
-        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with torch.inference_mode(), _without_tf32():
             show = self._progress and ranks.rank == 0
             for chunk in shown(mine, what, len(mine), each=CHUNK * ranks.world) if show else mine:
                 first = chunk * CHUNK
@@ -235,10 +249,6 @@ class Evaluation:
             "weights": weights,
             "version": f"distgan {__version__}, torch {torch.__version__}",
         }
-        if self._config.truncation is not None:
-            protocol["truncation"] = self._config.truncation
-        if self._config.truncation is not None or self._config.standing is not None:
-            protocol["standing"] = f"{self._config.standing or STANDING} batches of {CHUNK} samples"
         if self._asks_for("prdc"):
             drawn, compared = (min(count, _PRDC_MOST) for count in (num, real))
             protocol["prdc"] = f"k {_NEIGHBOUR}, {drawn} generated and {compared} real images"
@@ -266,6 +276,11 @@ class Evaluation:
                 f"there are {num} samples and {real} real images, but at least {fewest} of each are needed: ask for "
                 "more samples, or give more real images."
             )
+
+
+def _without_tf32() -> AbstractContextManager[None]:
+    """Keeps cuDNN from rounding to TF32, which training in bf16 switches on: it would change features and samples."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 @dataclass

@@ -84,7 +84,7 @@ class Architecture:
     """The functions that build a pair of networks from the recipe's model group and the images' spec."""
 
     generator: Callable[[ModelConfig, ImageSpec], Generator]
-    """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W) in [-1, 1]."""
+    """forward(z, y=None): latents (N, latent_dim), labels (N,) or None -> images (N, C, H, W), as `Generator` says."""
     discriminator: Callable[[ModelConfig, ImageSpec], Discriminator]
     """forward(x, y=None): images (N, C, H, W) in [-1, 1], labels (N,) or None -> logits (N,)."""
     initialise: Callable[[nn.Module, Any], None]
@@ -173,7 +173,7 @@ def check_size(model: ModelConfig, size: tuple[int, int]) -> None:
         fits = [max(-(-side // multiple) * multiple, 4 * multiple) for side in size]
         raise UserError(
             f"data.image_size is {list(size)}, but {model.architecture} needs sides that are multiples of {multiple} "
-            f"and at least {4 * multiple}: choose such as {fits}, or another model.architecture."
+            f"and at least {4 * multiple}: choose for instance [{fits[0]},{fits[1]}], or another model.architecture."
         )
 
 
@@ -187,7 +187,9 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
     check_size(model, spec.size)
     architecture = _architecture(model.architecture)
     if model.init not in architecture.inits:
-        raise UserError(f"model.init is {model.init}, but {model.architecture} has {' or '.join(architecture.inits)}.")
+        raise UserError(
+            f"model.init is {model.init}, but {model.architecture} has {' or '.join(architecture.inits)}: choose that."
+        )
     generator, discriminator = architecture.generator(model, spec), architecture.discriminator(model, spec)
     if generator.class_counts != spec.class_counts:
         raise UserError(
@@ -214,7 +216,8 @@ def constrain(network: nn.Module, *, clip: float | None = None) -> None:
     iteration."""
     if clip is not None:
         for parameter in network.parameters():
-            parameter.clamp_(-clip, clip)
+            if parameter.requires_grad:  # otherwise it is frozen
+                parameter.clamp_(-clip, clip)
     spectral_norm.iterate(network)
 
 
@@ -222,7 +225,7 @@ def freeze(discriminator: Discriminator, count: int) -> None:
     """Freezes the blocks of a discriminator that are nearest to the image (Mo et al. 2020, FreezeD).
 
     Raises:
-        UserError: it has not that many blocks.
+        UserError: it has fewer blocks.
     """
     blocks = discriminator.blocks_from_image()
     if count > len(blocks):

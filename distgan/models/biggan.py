@@ -2,9 +2,8 @@
 
 The latent vector is split. Its first part feeds the first layer. Each block's batch norm depends on a part of its own,
 and on a vector of the label that all blocks share. Both networks have spectral norm and self-attention. The layouts for
-64 to 256 pixels are those of the paper's tables and of the authors' code (BigGAN.py). For 64 the paper has no table;
-attention is at 32x32 there, as in StudioGAN. Images that are not square have the layout of the square whose first map
-doubles as often.
+128 and 256 pixels are those of the paper's tables, the one for 64 is StudioGAN's. Images that are not square have the
+layout of the square whose first map doubles as often.
 
 In a block of the discriminator the shortcut takes what came into the block, as in the paper. In StudioGAN, an
 activation in place changes that before the shortcut takes it.

@@ -21,6 +21,8 @@ STANDING = 16
 class Generator(nn.Module):
     """Base of all generators: latents (N, latent_dim), labels (N,) -> images (N, C, H, W) in [-1, 1].
 
+    R3GAN's images may leave that range; they are clamped when they become bytes.
+
     A subclass defines `forward(z, y=None)`; labels are None if there are no classes. Instead of a label, an image may
     have shares of all classes, (N, classes): then it lies between them.
     """
@@ -68,31 +70,42 @@ class Generator(nn.Module):
         activations are others than in training.
 
         Raises:
-            UserError: `truncation` is not above 0.
+            UserError: `truncation` is not above 0, or `batches` less than 1.
         """
         if not (math.isfinite(truncation) and truncation > 0):
             raise UserError(f"the truncation is {truncation}, but must be above 0.")
         truncated = copy.deepcopy(self)
         truncated.truncation = truncation
-        return truncated.standing(batches)
+        truncated._stand(batches)
+        return truncated
+
+    def standing(self, batches: int = STANDING) -> Self:
+        """Returns a copy whose batch norm has standing statistics (Brock et al. 2019, appendix F).
+
+        They are the means of the statistics of `batches` batches of CHUNK samples, which are always the same samples.
+
+        Raises:
+            UserError: `batches` is less than 1.
+        """
+        stood = copy.deepcopy(self)
+        stood._stand(batches)
+        return stood
 
     @torch.no_grad()
-    def standing(self, batches: int = STANDING) -> Self:
-        """Returns a copy whose batch norm has standing statistics (Brock et al. 2019, appendix F): the means of those
-        of `batches` batches of CHUNK samples. They are always the same samples."""
-        stood = copy.deepcopy(self)
-        norms = [layer for layer in stood.modules() if isinstance(layer, nn.BatchNorm2d)]
-        with eval_mode(stood):
+    def _stand(self, batches: int) -> None:
+        if batches < 1:
+            raise UserError(f"the number of batches is {batches}, but must be at least 1.")
+        norms = [layer for layer in self.modules() if isinstance(layer, nn.BatchNorm2d)]
+        with eval_mode(self):
             momenta = [norm.momentum for norm in norms]
             for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # equal weights
                 norm.train()
             for i in range(batches if norms else 0):
-                stood(*stood.inputs(i * CHUNK, seed=0, stream="standing"))
+                self(*self.inputs(i * CHUNK, seed=0, stream="standing"))
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-        return stood
 
     def label_of(self, wanted: int | str) -> int:
         """Returns the label of a class, given by its name or its label.
@@ -199,7 +212,8 @@ def from_bytes(images: Tensor) -> Tensor:
 def doublings(size: tuple[int, int]) -> int:
     """Counts how often a generator's first map doubles to become the image, height and width in pixels.
 
-    As often as leaves a first map of whole sides of at least 4: from 4x4 for squares of 32, 64, 128 and 256 pixels.
+    That is as often as possible while the first map's sides are whole numbers and at least 4. Squares of 32, 64, 128
+    and 256 pixels begin from 4x4.
     """
     count = 0
     while all(side % 2 ** (count + 1) == 0 and side // 2 ** (count + 1) >= 4 for side in size):

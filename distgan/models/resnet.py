@@ -143,7 +143,7 @@ def _inner(block: "_Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
 
 
 def _channels(width: int, stages: int, *, halvings: int) -> int:
-    """Returns the channels of a map that is the image's size, halved so often, in networks of so many stages."""
+    """Returns the channels of a map, by how often the image's size is halved to its own and in all `stages`."""
     return width if stages <= 3 else width * min(16, 2**halvings)
 
 

@@ -102,8 +102,8 @@ class Penalties:
     def set(self, step: int) -> None:
         """Sets the weights for the updates that follow this step, if they are ramped."""
         if self._ramp is not None:
-            self.weights = dict.fromkeys(self.weights, self._ramp(step))
-            self.now = {"ramp/penalty_weight": self._ramp(step)}
+            weight = self._ramp(step)
+            self.weights, self.now = dict.fromkeys(self.weights, weight), {"ramp/penalty_weight": weight}
 
     def due(self, update: int) -> Due:
         """Returns what is due at an update of the discriminator, counted over the whole run."""

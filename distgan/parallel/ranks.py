@@ -150,7 +150,8 @@ class Ranks:
             precision: `train.precision`.
             deterministic: `train.deterministic`, for CUDA.
             tracker: `track.to`.
-            tf32: whether TF32 may be used in mixed precision for what runs in fp32; not if there is a penalty.
+            tf32: whether TF32 may be used in mixed precision for what runs in fp32; not if there is a penalty or a
+                pipeline of augmentation.
 
         Raises:
             UserError: the GPU cannot do the precision.

@@ -3,7 +3,7 @@
 from distgan.recipe.groups import (
     EVAL_METRICS,
     HIGHER_IS_BETTER,
-    PIPELINES,
+    WITH_PROBABILITY,
     AugmentConfig,
     CheckpointConfig,
     Config,
@@ -26,7 +26,7 @@ from distgan.recipe.parsing import dump, load, parse
 __all__ = [
     "EVAL_METRICS",
     "HIGHER_IS_BETTER",
-    "PIPELINES",
+    "WITH_PROBABILITY",
     "AugmentConfig",
     "CheckpointConfig",
     "Config",

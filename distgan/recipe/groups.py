@@ -50,7 +50,7 @@ def _each_once(key: str, names: list[str]) -> None:
         raise UserError(f"{key} is {','.join(names)}, which has a name twice: give each once.")
 
 
-PIPELINES = ("ada", "ada_r3gan")
+WITH_PROBABILITY = ("ada", "ada_r3gan")
 """The augmentations whose transforms are applied with a probability."""
 
 _PATH = {"path": True}  # marks a setting in which `~` and `$NAME` are replaced
@@ -282,19 +282,31 @@ class AugmentConfig:
             raise UserError(f"augment.target is {self.target}, but must be above -1 and below 1.")
         if self.probability is not None and not 0 <= self.probability <= 1:
             raise UserError(f"augment.probability is {self.probability}, but must be from 0 to 1.")
-        pipelines = [name for name in self.names if name in PIPELINES]
-        if pipelines and len(self.names) > 1:
-            raise UserError(f"augment.policy is {self.policy}, but {pipelines[0]} is a whole pipeline: name it alone.")
-        if not pipelines and self.probability is not None:
+        if self.pipelines and len(self.names) > 1:
             raise UserError(
-                f"augment.probability is {self.probability}, but only {' and '.join(PIPELINES)} have one, and "
+                f"augment.policy is {self.policy}, but {self.pipelines[0]} is a whole pipeline: name it alone."
+            )
+        if not self.pipelines and self.probability is not None:
+            raise UserError(
+                f"augment.probability is {self.probability}, but only {' and '.join(WITH_PROBABILITY)} have one, and "
                 f"augment.policy is {self.policy or 'null'}: set augment.probability to null."
             )
+        for key, default in {"target": 0.6, "adapt_over": 500_000}.items():
+            if not self.adaptive and getattr(self, key) != default:
+                raise UserError(
+                    f"augment.{key} is {getattr(self, key)}, but no probability is adapted: set augment.policy to ada "
+                    f"and augment.probability to null, or augment.{key} to {default}."
+                )
+
+    @property
+    def pipelines(self) -> list[str]:
+        """Lists those of the names that have a probability."""
+        return [name for name in self.names if name in WITH_PROBABILITY]
 
     @property
     def adaptive(self) -> bool:
         """Tells whether the probability is adapted."""
-        return self.probability is None and any(name in PIPELINES for name in self.names)
+        return self.probability is None and bool(self.pipelines)
 
     @property
     def names(self) -> list[str]:
@@ -346,7 +358,8 @@ class EmaConfig:
 @dataclass(frozen=True, kw_only=True)
 class RampConfig:
     """Settings that change at the start of a run: along half a cosine, from their value in their own group to the one
-    given here, while the discriminator sees the first `images` images. Then they stay (R3GAN, Huang et al. 2024)."""
+    given here, while the discriminator sees the first `images` images. Then they stay (R3GAN, Huang et al. 2024). A
+    setting whose entry is unset does not change."""
 
     images: int | None = None
     """Length of the ramps, in real images that the discriminator has seen."""
@@ -365,7 +378,7 @@ class RampConfig:
         ends = {key: getattr(self, key) for key in ("lr", "beta2", "penalty_weight", "half_life", "probability")}
         given = {key: end for key, end in ends.items() if end is not None}
         for key, end in given.items():
-            (_positive if key == "penalty_weight" else _non_negative)(f"ramp.{key}", end)
+            (_positive if key in ("lr", "penalty_weight") else _non_negative)(f"ramp.{key}", end)
         if self.beta2 is not None and self.beta2 >= 1:
             raise UserError(f"ramp.beta2 is {self.beta2}, but must be below 1.")
         if self.probability is not None and self.probability > 1:
@@ -468,7 +481,7 @@ class TrackConfig:
     row for each of the first 32 classes."""
     truncation: float | None = None
     """Draw the latents of sample grids from a normal distribution that is cut off at plus and minus this (Brock et al.
-    2019)."""
+    2019). Batch norm then gets standing statistics, of 1,024 more samples at each grid."""
 
     def __post_init__(self) -> None:
         refused = sorted(_REFUSED_BY_WANDB & set(self.project))
@@ -563,9 +576,9 @@ class GuardConfig:
     on_trouble: Literal["warn", "stop", "rollback"] = "warn"
     """`warn`: warn, in wandb, too. `stop`: save and end with exit code 6. `rollback`: return to the newest checkpoint
     that `checkpoint.every` made before the problem (if there is none, to the newest of any kind from before it, or else
-    to the oldest) and go on with different random draws. Learning rates are halved: D's if it memorises images or
-    recognises every fake, otherwise that of the network that is winning, or both. NaN or inf ends the run, unless this
-    is `rollback` and it can roll back."""
+    to the oldest) and go on with different random draws. Learning rates are halved: D's if it memorises images,
+    recognises every fake or is too sure of real images, otherwise that of the network that is winning, or both. NaN or
+    inf ends the run, unless this is `rollback` and it can roll back."""
     patience: int = 5
     """Act on a problem only after it was seen at this many log points in a row, or at two evaluations in a row if only
     evaluations show it. NaN and inf count at once."""

@@ -20,28 +20,41 @@ def check_recipe(config: Config) -> None:
 
     Raises:
         UserError: the critic is bounded in two ways at once, `run.extend` meets a learning rate that has ended at 0,
-            two settings change the same value, a value that is not used is ramped, or a penalty skips updates of the
-            relativistic loss.
+            two settings change the same value, or a value that is not used is ramped.
     """
-    clip, spectral = config.optim.clip_weights, config.model.d_norm == "spectral"
-    if clip is not None and (spectral or "wgan_gp" in config.penalty.names):
-        other = "model.d_norm is spectral" if spectral else "penalty.name has wgan_gp"
-        raise UserError(
-            f"optim.clip_weights is {clip}, but {other}, and these two ways to bound the critic undo each other: set "
-            "one of them to null."
-        )
+    if config.optim.clip_weights is not None and "wgan_gp" in config.penalty.names:
+        raise _bounded_twice(config, "penalty.name has wgan_gp")
     if config.run.extend and config.optim.schedule != "constant":
         raise UserError(
             f"run.extend is {config.run.extend}, but with optim.schedule {config.optim.schedule} the learning rate is "
             f"0 from step {config.train.steps} on: start a new run with train.init_from instead."
         )
     _check_ramps(config)
+    if config.ema.start and config.ema.half_life == 0 and config.ramp.half_life is None:
+        raise UserError(
+            f"ema.start is {config.ema.start}, but ema.half_life is 0, so nothing is averaged: set one of them."
+        )
+
+
+def check_new_run(config: Config) -> None:
+    """Checks what a run that has begun may keep, because earlier versions allowed it.
+
+    Raises:
+        UserError: a penalty skips updates of the relativistic loss.
+    """
     if config.loss.name == "relativistic" and config.penalty.every > 1:
         raise UserError(
             f"penalty.every is {config.penalty.every}, but loss.name is relativistic, which failed to converge on "
             "Stacked MNIST and on 25 Gaussians with penalties at every 8th update (Huang et al. 2024, appendix E): set "
             "penalty.every to 1."
         )
+
+
+def _bounded_twice(config: Config, other: str) -> UserError:
+    return UserError(
+        f"optim.clip_weights is {config.optim.clip_weights}, but {other}, and these two ways to bound the critic undo "
+        "each other: set one of them to null."
+    )
 
 
 def _check_ramps(config: Config) -> None:
@@ -78,8 +91,8 @@ def check_objective(config: Config, *, needs_lipschitz: bool, zero_decides: bool
         d_norm: the discriminator's normalisation, `model.d_norm` or the architecture's default.
 
     Raises:
-        UserError: nothing bounds the critic, weights are clipped with another loss, a penalty meets batch norm, or a
-            probability would be adapted by logits whose sign says nothing.
+        UserError: nothing bounds the critic or two things do, weights are clipped with another loss, a penalty meets
+            batch norm, or a probability would be adapted by logits whose sign says nothing.
     """
     loss, clip = config.loss.name, config.optim.clip_weights
     bounded = d_norm == "spectral" or config.penalty.name is not None
@@ -89,6 +102,9 @@ def check_objective(config: Config, *, needs_lipschitz: bool, zero_decides: bool
             "optim.clip_weights, or model.d_norm=spectral, or penalty.name=wgan_gp with model.d_norm=none (Arjovsky et "
             "al. 2017, section 3)."
         )
+    if clip is not None and d_norm == "spectral":
+        whose = "" if config.model.d_norm else f", which is {config.model.architecture}'s own"
+        raise _bounded_twice(config, f"model.d_norm is spectral{whose}")
     if clip is not None and not needs_lipschitz:
         raise UserError(
             f"optim.clip_weights is {clip}, but loss.name is {loss}, and clipping is meant for wasserstein: set "
@@ -118,6 +134,18 @@ def check_precision(config: Config, *, fp16_works: bool) -> None:
         raise UserError(
             f"train.precision is fp16, but {config.model.architecture} does not train in it (Huang et al. 2024, "
             "appendix D): use bf16 or fp32."
+        )
+
+
+def check_standing(standing: int | None, *, with_batch_norm: bool) -> None:
+    """Refuses standing statistics for a generator that has no batch norm.
+
+    Raises:
+        UserError: `eval.standing` is set, and it has none.
+    """
+    if standing is not None and not with_batch_norm:
+        raise UserError(
+            f"eval.standing is {standing}, but the generator has no batch norm, so no statistics: set it to null."
         )
 
 

@@ -83,7 +83,7 @@ _SIGNS = {
     "overfitting": _Sign(
         # The bound is run/adaptation.py's MOST; with a fixed probability there is no sign of logits.
         ("augment/probability", "augment/sign_real"),
-        lambda probability, sign: probability >= MOST,
+        lambda probability, sign: probability >= MOST and sign > 0,
         "the discriminator is so sure of real images (the mean sign of their logits is {1:.2f}) that augmentation has "
         "reached its highest probability, {0:.1f}",
         ("discriminator",),

@@ -57,6 +57,8 @@ def prepare(config: Config) -> Materials:
     folder = RunFolder(config.run.dir)
     _refuse_to_write_among_pictures(config, folder)
     folder.check(config)
+    if not checkpoint.any_in(folder.checkpoints):
+        rules.check_new_run(config)
     images = data.load(config.data, batch_size=config.train.batch_size)
     if rank == 0 and images.left_out:
         print(f"distgan: {images.left_out}", file=sys.stderr, flush=True)
@@ -71,6 +73,7 @@ def prepare(config: Config) -> Materials:
         parts=data.parts(config.train.batch_size, world=world, most=config.train.max_batch_per_device),
         with_batch_norm=[name for name, network in networks.items() if models.has_batch_norm(network)],
     )
+    rules.check_standing(config.eval.standing, with_batch_norm=models.has_batch_norm(generator))
     average = Average(generator, config)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
         checkpoint.load(_newest_of(config.train.init_from), {**networks, "average": average.generator})

@@ -60,12 +60,17 @@ def read(folder: Path) -> Report | None:
         ) from error
 
 
+_WITHOUT = {"truncation": "none", "standing": "none"}
+"""What it means if a protocol lacks these parts."""
+
+
 def differences(reports: Mapping[str, Report]) -> list[str]:
     """Says why numbers of these generators cannot be compared: one line for each part of the protocol that differs.
 
-    A part that only some protocols have is skipped, because it is about numbers that only these have.
+    A part that only some protocols have is skipped, because it is about numbers that only these have. But truncation
+    and standing statistics change all numbers, and a protocol without them means that there were none.
     """
-    protocols = {name: report.protocol for name, report in reports.items()}
+    protocols = {name: {**_WITHOUT, **report.protocol} for name, report in reports.items()}
     shared = [part for part in next(iter(protocols.values()), {}) if all(part in one for one in protocols.values())]
     values = {part: {name: str(one[part]) for name, one in protocols.items()} for part in shared}
     return [

@@ -23,10 +23,12 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 import distgan
 from distgan import cli, data, evaluation, models
 from distgan.evaluation import Inception, classifier
+from distgan.pictures import grid
 from distgan.recipe import DataConfig, EvalConfig, ModelConfig
 from distgan.run.best import BestSoFar
 from distgan.storage import cache, exported
 from distgan.storage import tensors as storage_tensors
+from distgan.storage.report import Report, differences
 
 EVALUATED = [*TINY, "--eval.every=4", "--eval.extractor=classifier", "--eval.num=300", "--guard.after=0"]
 
@@ -142,6 +144,43 @@ def test_any_number_of_processes_and_any_batch_size_give_the_same_numbers(small_
     }
     assert found[0]["metrics"]["drawn"] < 5  # it has hardly begun to learn
     assert evaluated(small_run, "--seed=1", tmp_path=tmp_path)["metrics"] != found[0]["metrics"]
+
+
+def test_truncation_and_standing_statistics_are_part_of_the_protocol_and_change_the_numbers(small_run, tmp_path):
+    plain = evaluated(small_run, tmp_path=tmp_path)
+    cut = [evaluated(small_run, "--truncation=0.5", tmp_path=tmp_path, world=n) for n in (1, 2)]
+    stood = evaluated(small_run, "--standing=3", tmp_path=tmp_path)
+    assert cut[0]["protocol"] == {**plain["protocol"], "truncation": 0.5, "standing": "16 batches of 64 samples"}
+    assert stood["protocol"] == {**plain["protocol"], "standing": "3 batches of 64 samples"}
+    assert cut[1]["metrics"] == pytest.approx(cut[0]["metrics"], rel=1e-6)
+    distances = [one["metrics"]["fd_classifier"] for one in (plain, cut[0], stood)]
+    assert len(set(distances)) == 3
+    reports = {name: Report.from_json(one) for name, one in {"plain": plain, "cut": cut[0]}.items()}
+    assert [line.split()[0] for line in differences(reports)] == ["truncation", "standing"]
+    generator = distgan.load_generator(small_run).truncated(0.5)
+    out = tmp_path / "cut.npz"
+    assert cli.main(["sample", str(small_run), "--truncation=0.5", "--num=9", f"--out={out}"]) == 0
+    expected = generator.sample(9).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    assert np.array_equal(np.load(out)["arr_0"], expected)
+    for words in (["evaluate", "--truncation=-1"], ["evaluate", "--standing=-1"], ["sample", "--truncation=0"]):
+        assert cli.main([words[0], str(small_run), *words[1:]]) == 2
+
+
+def test_a_recipes_truncation_holds_for_its_evaluations_and_grids_and_can_be_switched_off(tmp_path):
+    run = tmp_path / "run"
+    settings = ["--eval.truncation=0.4", "--eval.standing=2", "--track.truncation=0.4", "--train.steps=4"]
+    assert launch([*EVALUATED, f"--run.dir={run}", *settings]) == [0]
+    report = json.loads((run / "generator" / "evaluation.json").read_text())
+    assert report["protocol"]["truncation"] == 0.4
+    assert report["protocol"]["standing"] == "2 batches of 64 samples"
+    again = evaluated(run, "--metrics=fd_classifier,prdc", tmp_path=tmp_path)
+    assert again["protocol"] == report["protocol"]
+    assert again["metrics"] == pytest.approx(report["metrics"], rel=1e-6)
+    off = evaluated(run, "--truncation=0", "--standing=0", tmp_path=tmp_path)
+    assert not {"truncation", "standing"} & off["protocol"].keys()
+    with Image.open(run / "samples" / "step_00000004.png") as drawn:
+        expected = grid(distgan.load_generator(run).truncated(0.4).sample(64, seed=0), columns=8)
+        assert drawn.tobytes() == expected.tobytes()
 
 
 def test_a_rank_that_is_slower_than_the_others_is_waited_for(small_run, trained, tmp_path):

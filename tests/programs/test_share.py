@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from support.programs import launch
-from support.runs import TINY, steps
+from support.runs import TINY, steps, tensors
 
 from distgan import cli, load_generator
 
@@ -104,6 +104,24 @@ def test_a_new_run_starts_from_another_runs_weights(run, tmp_path):
     assert launch(wider, log=log) == [2]
     assert "belongs to another network" in log.read_text()
     assert not (tmp_path / "wider").exists()
+
+
+def test_frozen_blocks_stay_as_they_were_and_the_rest_goes_on_exactly(run, tmp_path):
+    """On two processes, stopped and resumed on one and on two."""
+    common = [*TINY, f"--train.init_from={run}", "--train.freeze_d=2"]
+    for name, stops in (("whole", [None]), ("parts", [4, 9, None])):
+        for stop in stops:
+            argv = [*common, f"--run.dir={tmp_path / name}", *([f"--run.stop_at={stop}"] if stop else [])]
+            assert launch(argv, world=2) == [0, 0]
+    assert tensors(tmp_path / "parts", 11) == tensors(tmp_path / "whole", 11)
+    theirs = load_file(run / "checkpoints" / "step_00000011" / "discriminator.safetensors")
+    ours = tmp_path / "whole" / "checkpoints" / "step_00000011"
+    kept = load_file(ours / "discriminator.safetensors")
+    slots = {name.rsplit("/", 1)[0] for name in load_file(ours / "discriminator_optimizer.safetensors")}
+    frozen = {"main.0.weight", "main.2.weight", "main.3.weight", "main.3.bias"}  # two convolutions and a batch norm
+    weights = {name for name in theirs if name.endswith(("weight", "bias"))}
+    assert {name for name in weights if torch.equal(kept[name], theirs[name])} == frozen
+    assert slots == weights - frozen
 
 
 def test_data_shows_what_the_networks_will_be_fed(tmp_path, capfd):

@@ -59,7 +59,7 @@ VARIANTS = {
     "biggan-labels-ada": [
         *("--model.architecture=biggan", "--model.width=2", "--model.conditional=true", "--loss.name=hinge"),
         *("--augment.policy=ada", "--augment.adapt_over=150", "--augment.target=0.1", "--train.d_steps=2"),
-        *("--ema.start=3", "--ema.ramp=null", "--eval.truncation=0.8"),
+        *("--ema.start=3", "--ema.ramp=null"),
     ],
     "biggan-own-batch": [
         *("--model.architecture=biggan", "--model.width=1", "--loss.name=hinge", "--train.g_batch=own"),

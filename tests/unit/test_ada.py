@@ -1,6 +1,7 @@
 """ADA's pipeline against plain versions of its authors' description, image by image; and how its probability adapts."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -222,6 +223,19 @@ def test_it_can_be_differentiated_twice(name):
 
     assert torch.autograd.gradcheck(augmented, (x,), fast_mode=True)
     assert torch.autograd.gradgradcheck(lambda x: augmented(x) ** 2, (x,), fast_mode=True)
+
+
+def test_its_gradients_have_deterministic_kernels_on_cuda():
+    """Of mirrored margins and of grid_sample, torch has none: use_deterministic_algorithms refuses them."""
+    x = images(1).requires_grad_()
+    nodes, names = [PIPELINES["ada"](x, numbers(1), p(0.5)).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and id(node) not in names:
+            names |= {id(node), type(node).__name__}
+            nodes += [following for following, _ in node.next_functions]
+    assert "GatherBackward0" in names
+    assert not [name for name in names if isinstance(name, str) and re.search("Pad2D|GridSampler", name)]
 
 
 # Its probability ------------------------------------------------------------------------------------------------------

@@ -73,3 +73,28 @@ def test_a_ramped_half_life_is_r3gans():
     found, average = shares(averaging(ramp_to=40, half_life=0, ramp=None), (0, 5, 10, 50))
     assert found == pytest.approx([1, 1 - 0.5 ** (8 / 20), 1 - 0.5 ** (8 / 40), 1 - 0.5 ** (8 / 40)], rel=1e-4)
     assert average.now == {"ramp/half_life": 40}
+
+
+@pytest.mark.parametrize("settings", [{"half_life": 0}, {"half_life": 40, "start": 1000}])
+def test_a_copy_is_one_with_spectral_norm_too_and_an_average_has_vectors_of_its_own(settings):
+    model = ModelConfig(architecture="biggan", width=2, latent_dim=4)
+    G, _ = models.build(model, models.ImageSpec(image_size=32, channels=1), seed=0)
+    average = Average(G, averaging(**settings))
+    for step in (0, 1):
+        with torch.no_grad():
+            for parameter in G.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+        models.constrain(G)
+        average.set(step)
+        average.update(G)
+    for name, tensor in G.state_dict().items():
+        assert torch.equal(average.generator.state_dict()[name], tensor), name
+    averaged = Average(G, averaging(half_life=40, ramp=None))
+    with torch.no_grad():
+        for parameter in G.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    averaged.set(0)
+    averaged.update(G)
+    for layer in averaged.generator.modules():
+        if hasattr(layer, "parametrizations"):
+            assert float(layer.parametrizations.weight[0].u.norm()) == pytest.approx(1, rel=1e-5)

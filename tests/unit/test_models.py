@@ -314,6 +314,35 @@ def test_samples_of_a_labelled_generator_are_functions_of_seed_index_and_label()
             G.sample(1, label=label)
 
 
+@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+def test_the_lowest_blocks_of_a_discriminator_can_be_frozen(architecture):
+    """Each block of the first ones that the image passes, and no clipping changes what is frozen."""
+    model = ModelConfig(architecture=architecture, width=8, latent_dim=4)
+    for count in range(4):
+        _, D = models.build(model, ImageSpec(image_size=32, channels=1), seed=0)
+        models.freeze(D, count)
+        blocks = D.blocks_from_image()
+        frozen_ones = [[not p.requires_grad for layer in block for p in layer.parameters()] for block in blocks]
+        assert (
+            [all(one) for one in frozen_ones]
+            == [any(one) for one in frozen_ones]
+            == [i < count for i in range(len(blocks))]
+        )
+        seen = []
+        for i, block in enumerate(blocks):
+            block[0].register_forward_hook(lambda *_, i=i, seen=seen: seen.append(i))
+        D(torch.zeros(2, 1, 32, 32))
+        assert seen == sorted(seen) == list(range(len(blocks)))
+        before = {name: p.detach().clone() for name, p in D.named_parameters() if not p.requires_grad}
+        models.constrain(D, clip=1e-6)
+        assert all(torch.equal(p, before[name]) for name, p in D.named_parameters() if name in before)
+        last = [p for p in D.parameters() if p.requires_grad]
+        assert last
+        assert all(p.abs().max() <= 1e-6 for p in last)
+    with pytest.raises(ValueError, match=rf"train\.freeze_d is 9, but the discriminator has {len(blocks)} blocks"):
+        models.freeze(D, 9)
+
+
 def test_networks_that_take_no_labels_are_refused_them():
     architecture = models.ARCHITECTURES["dcgan"]
     blind = dataclasses.replace(

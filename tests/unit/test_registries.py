@@ -44,7 +44,9 @@ def test_help_and_documents_have_every_name_of_a_registry(key, settings):
 
 
 def test_the_recipe_knows_which_augmentations_have_a_probability():
-    assert set(recipe.PIPELINES) == augment.PIPELINES.keys(), "name a new pipeline in PIPELINES of recipe/groups.py"
+    assert set(recipe.WITH_PROBABILITY) == augment.PIPELINES.keys(), (
+        "name a new pipeline in WITH_PROBABILITY of recipe/groups.py"
+    )
 
 
 def test_every_metric_has_a_formula():
