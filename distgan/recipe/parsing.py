@@ -124,6 +124,7 @@ def _unknown_key(key: str) -> str:
     group, _, name = key.rpartition(".")
     own = [other for other in known if other.startswith(f"{group}.")]
     close = [other for other in known if other.endswith(f".{name}")]  # the group is missing, or is another one
+    close = [other for other in close if not other.startswith("ramp.")] or close  # named after keys of other groups
     if own and len(close) > 1:
         close = []
     if not close and own:

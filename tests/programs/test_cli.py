@@ -35,11 +35,11 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--data.image_size=[64]"], ["data.image_size is [64]", "two whole numbers in brackets, such as [64,128]"]),
         (
             ["--data.image_size=[4,64]", *NO_DATA],
-            ["data.image_size is [4, 64]", "dcgan", "multiples of 4 and at least 16", "[16, 64]"],
+            ["data.image_size is [4, 64]", "dcgan", "multiples of 4 and at least 16", "[16,64]"],
         ),
         (
             ["--data.image_size=[8,64]", "--model.architecture=resnet", *NO_DATA],
-            ["data.image_size is [8, 64]", "resnet", "multiples of 4 and at least 16", "[16, 64]"],
+            ["data.image_size is [8, 64]", "resnet", "multiples of 4 and at least 16", "[16,64]"],
         ),
         (["--data.fit=squeeze"], ["data.fit is squeeze", "crop, pad, stretch"]),
         (["--data.source=cifar100"], ["data.source", "cifar100", "digits, cifar10, fashion_mnist, hub, folder"]),

@@ -114,8 +114,10 @@ def test_its_images_are_drawn_measured_and_handed_on(run, weights, tmp_path, cap
         assert report["protocol"]["reference_num"] == (60 if reference == "train" else 40)
         assert report["metrics"]["kd_classifier"] < 1e6
     Image.new("RGB", (48, 32)).save(tmp_path / "drawn" / "opaque.png")
+    assert cli.main(["evaluate", str(to), *argv]) == 0  # it is opaque
+    Image.new("RGB", (32, 48)).save(tmp_path / "drawn" / "a.png")
     assert cli.main(["evaluate", str(to), *argv]) == 2
-    assert "opaque.png is 32x48x3, but the generator draws 32x48x4 (height x width" in capfd.readouterr().err
+    assert "a.png is 48x32x4, but the generator draws 32x48x4 (height x width" in capfd.readouterr().err
 
 
 def test_its_images_are_searched_repaired_and_walked_between(run, pictures, tmp_path, capfd):
