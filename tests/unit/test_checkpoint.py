@@ -78,7 +78,7 @@ class Grown(TrainingState):
 
 def test_a_state_that_has_grown_loads_checkpoints_of_before(tmp_path):
     files = ("generator", "discriminator", "average", "generator_optimizer", "discriminator_optimizer")
-    entries = {"meter": 1, "scaler": None, "guard": {}, "standing": {}, "images": "a", "data": {}}
+    entries = {"meter": 1, "scaler": None, "guard": {}, "standing": {}, "images": "a", "data": {}, "adaptation": None}
 
     def made(kind):
         return kind(**{name: nn.Linear(2, 2) for name in files}, **entries)
