@@ -173,7 +173,7 @@ def sizes_of(variant):
 
 
 def test_spectral_norm_of_a_generator_costs_what_it_says(tmp_path):
-    """Passes with and without it differ by s = u^T W v and what its gradient needs; and there is an iteration."""
+    """Passes with and without it differ by s = u^T W v and what its gradient needs; and there are iterations."""
     counts = []
     for name, faults in (("with", []), ("without", [plain_generator])):
         (tmp_path / name).mkdir()
@@ -183,8 +183,9 @@ def test_spectral_norm_of_a_generator_costs_what_it_says(tmp_path):
     G, _ = models.build(model, models.ImageSpec(image_size=32, channels=1), seed=0)
     shapes = [p.flatten(1).shape for name, p in G.named_parameters() if name.endswith("original")]
     whole, columns = sum(r * c for r, c in shapes), sum(c for _, c in shapes)
-    # One pass without a gradient, one with, one power iteration; in the gradient v^T times what u^T W is.
-    assert counts[0] - counts[1] == (2 * whole + 2 * columns) + (4 * whole + 4 * columns) + 4 * whole
+    # One pass without a gradient, one with, where it is v^T times what u^T W is; a power iteration of G, one of the
+    # average.
+    assert counts[0] - counts[1] == (2 * whole + 2 * columns) + (4 * whole + 4 * columns) + 2 * 4 * whole
 
 
 def test_adas_pipeline_costs_what_one_pass_of_it_says(tmp_path):

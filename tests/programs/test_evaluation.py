@@ -194,7 +194,14 @@ def test_a_rank_that_is_slower_than_the_others_is_waited_for(small_run, trained,
     assert time.monotonic() - started > 8  # long enough to be taken for one that hangs
 
 
-def test_what_real_images_look_like_is_computed_once(small_run, monkeypatch, capfd):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A copy of the cache, to be damaged: other tests' runs are compared to the last digit by what they have read."""
+    shutil.copytree(data.store.cache_folder(DataConfig()), tmp_path / "cache" / "distgan")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_what_real_images_look_like_is_computed_once(small_run, own_cache, monkeypatch, capfd):
     seen = []
     forward = evaluation.Classifier.forward
     monkeypatch.setattr(evaluation.Classifier, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
@@ -211,7 +218,7 @@ def test_what_real_images_look_like_is_computed_once(small_run, monkeypatch, cap
     assert outputs[0] == outputs[1] == outputs[2]
 
 
-def test_numbers_are_those_of_the_entry_that_the_cache_keeps(small_run, tmp_path, monkeypatch):
+def test_numbers_are_those_of_the_entry_that_the_cache_keeps(small_run, own_cache, tmp_path, monkeypatch):
     """Another process, of another number of ranks, was quicker, and added in another order."""
     put = cache.put
 
@@ -222,7 +229,7 @@ def test_numbers_are_those_of_the_entry_that_the_cache_keeps(small_run, tmp_path
         put(folder, files, state)
 
     monkeypatch.setattr(evaluation.cache, "put", second)
-    shutil.rmtree(data.store.cache_folder(DataConfig()) / "references")
+    shutil.rmtree(data.store.cache_folder(DataConfig()) / "references", ignore_errors=True)
     words = [str(small_run), *QUICK, f"--json={tmp_path / 'numbers.json'}"]
     numbers = [(cli.main(["evaluate", *words]), json.loads((tmp_path / "numbers.json").read_text())) for _ in range(2)]
     assert numbers[0] == numbers[1]
