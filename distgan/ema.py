@@ -16,8 +16,8 @@ class Average:
     After each update w_avg <- beta * w_avg + (1 - beta) * w with beta = 0.5 ** (images / half_life), where the
     half-life rises in a line, as `ramp` times the images seen so far, until it is reached (StyleGAN2-ADA, Karras et al.
     2020; training_loop's ema_kimg and ema_rampup). Floating-point buffers, batch norm's statistics, are averaged as the
-    weights are: they belong to them. Spectral norm's vectors follow the averaged weights by power iterations of their
-    own. It runs in full precision and is never trained.
+    weights are: they belong to them. So are spectral norm's vectors, which then make a power iteration on the averaged
+    weights. It runs in full precision and is never trained.
     """
 
     def __init__(self, generator: Generator, config: Config) -> None:

@@ -108,7 +108,12 @@ def card(config: Config, found: Exported) -> str:
     mirrored = ", mirrored at random" if data.flip else ""
     images = step * config.images_per_step
     penalty = f", penalty {config.penalty.name}" if config.penalty.name else ""
-    augmented = f", both kinds of images augmented ({config.augment.policy})" if config.augment.policy else ""
+    probability = (
+        "of adapted probability" if config.augment.adaptive else f"of probability {config.augment.probability}"
+    )
+    how = f"{config.augment.policy}{f', {probability}' if config.augment.pipelines else ''}"
+    augmented = f", both kinds of images augmented ({how})" if config.augment.policy else ""
+    late = f", from step {config.ema.start:,} on" if config.ema.start else ""
     classes, labels, named = len(generator.class_counts), "", ""
     task = "" if classes else "pipeline_tag: unconditional-image-generation\n"  # the hub knows none for images by class
     if classes:
@@ -141,7 +146,7 @@ images = generator.sample(64, seed=1)  # uint8 (64, {channels}, {height}, {width
 {named}- Length: {step:,} generator updates of batch {config.train.batch_size}; {images:,} real images seen.
 - Loss {config.loss.name}{penalty}{augmented}; {config.train.precision}.
 - Adam: learning rate {config.optim.lr}, {config.optim.schedule}, betas {list(config.optim.betas)}.
-- Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images.{_ramps(config)}
+- Weights: an exponential moving average, half-life {config.ema.half_life:,.0f} images{late}.{_ramps(config)}
 - Everything else: `recipe.yaml`.
 
 ## Metrics
@@ -160,7 +165,14 @@ def _ramps(config: Config) -> str:
     ends = {key: end for key, end in dataclasses.asdict(config.ramp).items() if key != "images" and end is not None}
     if not ends:
         return ""
-    said = ", ".join(f"{key} to {end:g}" for key, end in ends.items())
+    names = {
+        "lr": "learning rate",
+        "beta2": "the second beta",
+        "penalty_weight": "weight of the penalty",
+        "half_life": "half-life of the average",
+        "probability": "probability of augmentation",
+    }
+    said = ", ".join(f"{names[key]} to {end:,.10g}" for key, end in ends.items())
     return f"\n- Over the first {config.ramp.images:,} images, settings changed along half a cosine: {said}."
 
 

@@ -148,7 +148,9 @@ def d_norm(model: ModelConfig) -> str:
     """
     norms = _architecture(model.architecture).d_norms
     if model.d_norm not in (None, *norms):
-        raise UserError(f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(norms)}.")
+        raise UserError(
+            f"model.d_norm is {model.d_norm}, but {model.architecture} has {' or '.join(norms)}: choose that."
+        )
     return model.d_norm or norms[0]
 
 

@@ -57,9 +57,11 @@ def apply_spectral_norm(network: nn.Module, rng: torch.Generator, *, embeddings:
 
 
 def iterate(network: nn.Module) -> None:
-    """Updates the vectors after the weights were updated."""
+    """Updates the vectors after the weights were updated, except those of weights that are frozen in a training."""
+    in_training = any(parameter.requires_grad for parameter in network.parameters())
     for part in network.modules():
-        if isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm):
+        normalised = isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm)
+        if normalised and (part.original.requires_grad or not in_training):
             part[0].iterate(part.original)
 
 

@@ -406,7 +406,7 @@ class TrainConfig:
     g_batch: Literal["shared", "own"] = "shared"
     """The batch of the generator's update. `shared`: the discriminator's last one, whose fakes are used again. `own`:
     the next one, with new latents and, for a paired loss, new real images, as in R3GAN's code; it costs one more
-    forward pass of the generator."""
+    forward pass of the generator, and the discriminator does not see its real images in that epoch."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the networks. Weights and losses stay in fp32. For mixed precision we advise bf16."""
     max_batch_per_device: int | None = field(default=None, metadata=BESIDE)

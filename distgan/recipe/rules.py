@@ -34,6 +34,11 @@ def check_recipe(config: Config) -> None:
         raise UserError(
             f"ema.start is {config.ema.start}, but ema.half_life is 0, so nothing is averaged: set one of them."
         )
+    if config.ema.start >= config.train.steps:
+        raise UserError(
+            f"ema.start is {config.ema.start}, but train.steps is {config.train.steps}, so nothing would be averaged: "
+            "set ema.start to less."
+        )
 
 
 def check_new_run(config: Config) -> None:
@@ -78,6 +83,11 @@ def _check_ramps(config: Config) -> None:
         raise UserError(
             f"ramp.probability is {ramp.probability}, but there is no probability to start from: set augment.policy to "
             "ada and augment.probability, such as 0."
+        )
+    if config.augment.probability == 0 and ramp.probability is None:
+        raise UserError(
+            "augment.probability is 0, and ramp.probability does not raise it, so nothing would be augmented: set one "
+            "of them, or augment.policy to null."
         )
 
 

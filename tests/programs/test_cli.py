@@ -117,6 +117,8 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--ramp.images=9", "--ramp.half_life=5"], ["ramp.half_life is 5", "ema.ramp is 0.05", "ema.ramp to null"]),
         (["--ramp.images=9", "--ramp.penalty_weight=5"], ["ramp.penalty_weight is 5", "set penalty.name and"]),
         (["--ramp.images=9", "--ramp.probability=0.5"], ["ramp.probability is 0.5", "augment.policy to ada"]),
+        (["--ema.start=10000"], ["ema.start is 10000", "train.steps is 10000"]),
+        (["--augment.policy=ada", "--augment.probability=0"], ["augment.probability is 0", "ramp.probability"]),
         (["--ema.start=5", "--ema.half_life=0"], ["ema.start is 5", "nothing is averaged"]),
         (["--augment.policy=ada,color"], ["augment.policy is ada,color", "ada is a whole pipeline"]),
         (["--augment.policy=color", "--augment.probability=0.5"], ["augment.probability is 0.5", "ada and ada_r3gan"]),
