@@ -177,7 +177,7 @@ def _place(centred: Tensor, size: int) -> Tensor:
 def _bilinear(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Samples images (N, C, H, W) at places (N, H', W') inside them: (N, C, H', W').
 
-    torch's grid_sample cannot be differentiated twice; gathering can, and on CUDA it has a deterministic kernel.
+    torch's grid_sample has no deterministic gradient on CUDA; gathering has. Both can be differentiated twice.
     """
     height, width = images.shape[2:]
     left, top = (at.floor().clamp(0, size - 2) for at, size in ((x, width), (y, height)))
