@@ -30,7 +30,7 @@ test-fast: .venv/.dev  ## the tests of single parts, in less than two minutes
 soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 	$(BIN)/pytest -m slow -k soak -s
 
-modes: .venv/.run  ## which recipes cover 25 modes, 90 s for each of 18 runs (a quarter of an hour); writes docs/modes.md
+modes: .venv/.run  ## which recipes cover 25 modes: 39 runs of 90 s and two of 15 minutes (about an hour); writes docs/modes.md
 	$(BIN)/python benchmarks/modes.py
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)

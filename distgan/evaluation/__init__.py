@@ -127,20 +127,20 @@ class Evaluation:
             protocol["labels"] = "as often as the training images have them"
         if generator.truncation is not None:
             protocol["truncation"] = generator.truncation
-        if batches := self._standing(generator):
-            protocol["standing"] = f"{batches} batches of {CHUNK} samples"
+        if self._standing and has_batch_norm(generator):
+            protocol["standing"] = f"{self._standing} batches of {CHUNK} samples"
         return Measured(numbers, protocol)
+
+    @property
+    def _standing(self) -> int:
+        """Returns how many batches batch norm's statistics are taken from; 0 if they are the running ones."""
+        return self._config.standing or (STANDING if self._config.truncation is not None else 0)
 
     def _as_measured(self, generator: Generator) -> Generator:
         """Returns the generator as `eval.truncation` and `eval.standing` ask for it."""
         if self._config.truncation is not None:
-            return generator.truncated(self._config.truncation, batches=self._config.standing or STANDING)
-        return generator if self._config.standing is None else generator.standing(self._config.standing)
-
-    def _standing(self, generator: Generator) -> int:
-        """Returns how many batches batch norm's statistics are taken from; 0 if they are the running ones."""
-        asked = self._config.standing or (STANDING if generator.truncation is not None else 0)
-        return asked if has_batch_norm(generator) else 0
+            return generator.truncated(self._config.truncation, batches=self._standing)
+        return generator.standing(self._standing) if self._standing else generator
 
     def _scores(self, draw: Callable[[int, int], Tensor], num: int) -> dict[str, float]:
         """Collective: passes `num` images through the extractor and returns their scores."""

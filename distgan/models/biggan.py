@@ -10,15 +10,17 @@ activation in place changes that before the shortcut takes it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, relu
+from torch.nn.functional import avg_pool2d, max_pool2d, relu
 
 from distgan.errors import UserError
 from distgan.models.conditional import Projection, embedded
 from distgan.models.layers import Discriminator, Generator, doublings, first_map
+from distgan.models.resnet import Up
 
 _SHARED = 128  # numbers of the label's vector
 _EPS = 1e-4  # of batch norm
@@ -57,8 +59,9 @@ class BigGANGenerator(Generator):
         self._part, self._start = latent_dim // len(widths), first_map(size)
         self.shared = nn.Embedding(len(class_counts), _SHARED) if class_counts else None
         conditions = self._part + (_SHARED if class_counts else 0)
+        norm = partial(_BatchNorm, conditions=conditions)
         self.first = nn.Linear(self._part, widths[0] * self._start[0] * self._start[1])
-        self.blocks = nn.ModuleList(_Up(before, after, conditions) for before, after in pairwise(widths))
+        self.blocks = nn.ModuleList(Up(before, after, norm=norm) for before, after in pairwise(widths))
         self.attention, self._attends_after = _Attention(widths[attends_after]), attends_after
         self.norm = nn.BatchNorm2d(widths[-1], eps=_EPS)
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
@@ -128,21 +131,6 @@ class _BatchNorm(nn.Module):
         return (1 + scale) * self.norm(x) + shift
 
 
-class _Up(nn.Module):
-    """(N, before, H, W) -> (N, after, 2H, 2W)."""
-
-    def __init__(self, before: int, after: int, conditions: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = _BatchNorm(before, conditions), _BatchNorm(after, conditions)
-        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
-        self.shortcut = nn.Conv2d(before, after, 1)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.conv1(_doubled(relu(self.norm1(x, condition))))
-        h = self.conv2(relu(self.norm2(h, condition)))
-        return h + _doubled(self.shortcut(x))  # a 1x1 convolution does as well before as after
-
-
 class _Down(nn.Module):
     """(N, before, H, W) -> (N, after, H, W), or with `down` half of that each way."""
 
@@ -187,7 +175,3 @@ def initialise(network: nn.Module, rng: torch.Generator) -> None:
             nn.init.orthogonal_(layer.weight, generator=rng)
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             layer.bias.zero_()
-
-
-def _doubled(x: Tensor) -> Tensor:
-    return interpolate(x, scale_factor=2, mode="nearest")

@@ -8,14 +8,15 @@ Starting weights are SNGAN's.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
-from distgan.models.conditional import ConditionalBatchNorm2d, Projection, batch_norm
+from distgan.models.conditional import Projection, batch_norm
 from distgan.models.layers import Discriminator, Generator, doublings, first_map
 
 
@@ -29,7 +30,8 @@ class ResNetGenerator(Generator):
         stages, self._start = doublings(size), first_map(size)
         widths = [_channels(width, stages, halvings=stages - i) for i in range(stages + 1)]
         self.first = nn.Linear(latent_dim, widths[0] * math.prod(self._start))
-        self.blocks = nn.ModuleList(_Up(before, after, classes=len(class_counts)) for before, after in pairwise(widths))
+        norm = partial(batch_norm, classes=len(class_counts))
+        self.blocks = nn.ModuleList(Up(before, after, norm=norm) for before, after in pairwise(widths))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.last = nn.Conv2d(widths[-1], channels, 3, 1, 1)
 
@@ -78,18 +80,21 @@ class ResNetDiscriminator(Discriminator):
         return logits if self.projection is None else logits + self.projection(features, y)
 
 
-class _Up(nn.Module):
-    """(N, before, H, W) -> (N, after, 2H, 2W)."""
+class Up(nn.Module):
+    """A generator's block: (N, before, H, W) -> (N, after, 2H, 2W). BigGAN has it, too.
 
-    def __init__(self, before: int, after: int, *, classes: int) -> None:
+    `norm` makes the batch norm of a number of channels. If that is a conditional one, it takes the condition as well.
+    """
+
+    def __init__(self, before: int, after: int, *, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.norm1, self.norm2 = batch_norm(before, classes=classes), batch_norm(after, classes=classes)
+        self.norm1, self.norm2 = norm(before), norm(after)
         self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
         self.shortcut = nn.Conv2d(before, after, 1)
 
-    def forward(self, x: Tensor, y: Tensor | None) -> Tensor:
-        h = self.conv1(_doubled(relu(_apply(self.norm1, x, y))))
-        h = self.conv2(relu(_apply(self.norm2, h, y)))
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        h = self.conv1(_doubled(relu(_apply(self.norm1, x, condition))))
+        h = self.conv2(relu(_apply(self.norm2, h, condition)))
         return h + _doubled(self.shortcut(x))  # a 1x1 convolution does as well before as after
 
 
@@ -128,7 +133,7 @@ def initialise(network: nn.Module, rng: torch.Generator) -> None:
 
     As in SNGAN's published code.
     """
-    inner = {conv for block in network.modules() if isinstance(block, _Up | _First | _Down) for conv in _inner(block)}
+    inner = {conv for block in network.modules() if isinstance(block, Up | _First | _Down) for conv in _inner(block)}
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(2) if layer in inner else 1, generator=rng)
@@ -138,7 +143,7 @@ def initialise(network: nn.Module, rng: torch.Generator) -> None:
             nn.init.xavier_uniform_(layer.embedding.weight, generator=rng)
 
 
-def _inner(block: "_Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
+def _inner(block: "Up | _First | _Down") -> tuple[nn.Module, nn.Module]:
     return block.conv1, block.conv2
 
 
@@ -147,8 +152,8 @@ def _channels(width: int, stages: int, *, halvings: int) -> int:
     return width if stages <= 3 else width * min(16, 2**halvings)
 
 
-def _apply(norm: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
-    return norm(x, y) if isinstance(norm, ConditionalBatchNorm2d) else norm(x)
+def _apply(norm: nn.Module, x: Tensor, condition: Tensor | None) -> Tensor:
+    return norm(x) if isinstance(norm, nn.BatchNorm2d) else norm(x, condition)
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -60,8 +60,9 @@ def iterate(network: nn.Module) -> None:
     """Updates the vectors after the weights were updated, except those of weights that are frozen in a training."""
     in_training = any(parameter.requires_grad for parameter in network.parameters())
     for part in network.modules():
-        normalised = isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm)
-        if normalised and (part.original.requires_grad or not in_training):
+        if isinstance(part, ParametrizationList) and isinstance(part[0], SpectralNorm):
+            if in_training and not part.original.requires_grad:
+                continue
             part[0].iterate(part.original)
 
 

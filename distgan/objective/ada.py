@@ -11,7 +11,7 @@ normal deviates come from uniform numbers, cut off at 4.75.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,7 +36,6 @@ class Pipeline:
     geometry: float = 1.0
     color: float = 1.0
     cutout: float = 0.0
-    _taps: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict, compare=False)
 
     def __call__(self, images: Tensor, u: Tensor, probability: Tensor) -> Tensor:
         """Transforms images.
@@ -50,16 +49,9 @@ class Pipeline:
             (N, C, H, W), of which colours may leave [-1, 1].
         """
         numbers = _Numbers(u.to(images.dtype), probability.to(images.dtype))
-        images = _sampled(images, _geometry(numbers, self.geometry, images), self._filter(images))
+        images = _sampled(images, _geometry(numbers, self.geometry, images))
         images = _recoloured(images, numbers, self.color)
         return _cut_out(images, numbers, self.cutout)
-
-    def _filter(self, like: Tensor) -> Tensor:
-        """Returns the filter on the images' device. It is sent there once, because sending makes the host wait."""
-        key = (like.dtype, like.device)
-        if key not in self._taps:
-            self._taps[key] = torch.tensor(SYM6, dtype=like.dtype).to(like.device)
-        return self._taps[key]
 
 
 PIPELINES: Mapping[str, Pipeline] = {
@@ -133,12 +125,13 @@ def _shift(right: Tensor, down: Tensor) -> Tensor:
     return torch.stack([one, zero, -right, zero, one, -down, zero, zero, one], 1).view(-1, 3, 3)
 
 
-def _sampled(images: Tensor, maps: Tensor, taps: Tensor) -> Tensor:
+def _sampled(images: Tensor, maps: Tensor) -> Tensor:
     """Takes each pixel from where `maps` says, at twice the resolution, so that fine detail does not alias.
 
     With the tap at place 5 of 12 in the middle, half pixel m of the upsampled image lies at (m + 0.5) / 2 pixels.
     """
     n, channels, height, width = images.shape
+    taps = torch.stack([images.new_full((), tap) for tap in SYM6])  # on the device: sending makes the host wait
     doubled = images.flatten(0, 1)[:, None]
     for axis, size in ((2, height), (3, width)):
         # Mirrored by indices: torch's reflection padding has no deterministic gradient on CUDA.

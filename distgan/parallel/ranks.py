@@ -274,14 +274,9 @@ class Ranks:
         return values
 
     def all_reduce_sums(self, sums: Iterable[torch.Tensor]) -> None:
-        """Collective: replaces each tensor, on the CPU, by its sum over ranks."""
+        """Collective: replaces each tensor by its sum over ranks. Does not wait for the device if they are there."""
         for tensor in sums if self._group is not None else ():
-            dist.all_reduce(tensor, group=self._group)
-
-    def add_up(self, tensor: torch.Tensor) -> None:
-        """Collective: replaces a tensor, on the ranks' device, by its sum over ranks. Does not wait for the device."""
-        if self.world > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self._group if tensor.device.type == "cpu" else None)
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Collective: returns on rank zero the rows of all ranks in order, on the CPU; no rows on the others."""

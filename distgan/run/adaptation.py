@@ -51,7 +51,7 @@ class Adaptation:
         if not self._adaptive:
             probability.fill_(self._course(step))
         elif step % _EVERY == 0 and step > 0:
-            self._ranks.add_up(self._signs)
+            self._ranks.all_reduce_sums([self._signs])
             probability.add_((self._signs - self._target * self._images).sign() * self._change).clamp_(0, MOST)
             self._signs.zero_()
 

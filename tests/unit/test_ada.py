@@ -139,7 +139,7 @@ def test_geometry_is_the_plain_one():
         np.testing.assert_allclose(one.numpy(), inverse_map(drawn, 0.9)[:2], rtol=1e-9, atol=1e-9)
     moved = 0
     for image, g in zip(x, maps.numpy(), strict=True):
-        ours = ada._sampled(image[None, :1], torch.from_numpy(g)[None], torch.tensor(SYM6, dtype=torch.float64))[0, 0]
+        ours = ada._sampled(image[None, :1], torch.from_numpy(g)[None])[0, 0]
         theirs = resampled(image[0].numpy(), g)
         rows, columns = (np.arange(size) + 0.5 - size / 2 for size in (HEIGHT, WIDTH))
         at_x = g[0, 0] * columns + g[0, 1] * rows[:, None] + g[0, 2] + WIDTH / 2
@@ -240,13 +240,14 @@ def test_its_gradients_have_deterministic_kernels_on_cuda():
 
 
 class OneOfTwo:
-    """Two ranks, of which this is one; `add_up` adds what the other has."""
+    """Two ranks, of which this is one; a reduction adds what the other has."""
 
     def __init__(self, rank, theirs):
         self.rank, self.world, self.theirs = rank, 2, theirs
 
-    def add_up(self, tensor):
-        tensor.add_(self.theirs)
+    def all_reduce_sums(self, sums):
+        for tensor in sums:
+            tensor.add_(self.theirs)
 
     def gather(self, value):
         return [value, self.theirs]
