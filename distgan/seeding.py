@@ -64,16 +64,26 @@ def uniforms(seed: Seed, stream: str, step: int, *, batch: int, count: int, shar
     return torch.from_numpy(u[share]).to(torch.get_default_dtype())
 
 
-def order(seed: Seed, position: int, count: int, *, total: int) -> np.ndarray:
+BLOCK = 256
+"""Images that stay together, in one piece of the store, where `data.window` is set."""
+
+
+def order(seed: Seed, position: int, count: int, *, total: int, window: int | None = None) -> np.ndarray:
     """Returns the images at position ... position + count - 1 of the endless shuffled sequence: (count,) int64.
 
-    Each epoch is a permutation of its own of all `total` images; a batch may straddle two epochs.
+    Each epoch is a permutation of its own of all `total` images; a batch may straddle two epochs. With a window, blocks
+    of `BLOCK` images that follow each other in the store are permuted, and then images within each `window` of that
+    sequence.
     """
     positions = np.arange(position, position + count)
     indices = np.empty(count, dtype=np.int64)
     for epoch in np.unique(positions // total):
         here = positions // total == epoch
-        indices[here] = _permutation(str(seed), int(epoch), total)[positions[here] % total]
+        places = positions[here] % total
+        if window is None:
+            indices[here] = _permutation(str(seed), int(epoch), total)[places]
+        else:
+            indices[here] = _in_windows(str(seed), int(epoch), places, total=total, window=window)
     return indices
 
 
@@ -85,6 +95,31 @@ def flips(seed: Seed, step: int, *, batch: int) -> np.ndarray:
 @lru_cache(maxsize=2)  # the two epochs that a batch may straddle
 def _permutation(seed: str, epoch: int, total: int) -> np.ndarray:
     return generator(seed, "order", epoch).permutation(total)
+
+
+def _in_windows(seed: str, epoch: int, places: np.ndarray, *, total: int, window: int) -> np.ndarray:
+    """Returns the images at these places of an epoch."""
+    blocks, starts = _blocks(seed, epoch, total)
+    moved = np.empty_like(places)  # the places before windows were permuted
+    for number in np.unique(places // window).tolist():
+        here = places // window == number
+        size = min(window, total - number * window)
+        moved[here] = number * window + _window(seed, epoch, number, size)[places[here] - number * window]
+    at = np.searchsorted(starts, moved, side="right") - 1
+    return blocks[at] * BLOCK + moved - starts[at]
+
+
+@lru_cache(maxsize=2)
+def _blocks(seed: str, epoch: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the blocks in their order, and at which place of the epoch each begins; one of them may be shorter."""
+    blocks = generator(seed, "order.blocks", epoch).permutation(-(-total // BLOCK))
+    sizes = np.minimum(BLOCK, total - blocks * BLOCK)
+    return blocks, np.cumsum(sizes) - sizes
+
+
+@lru_cache(maxsize=4)
+def _window(seed: str, epoch: int, number: int, size: int) -> np.ndarray:
+    return generator(seed, "order.window", epoch, number).permutation(size)
 
 
 def _key(seed: Seed, stream: str, *indices: int) -> int:

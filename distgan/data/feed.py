@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distgan import seeding
+from distgan.data.disk import Disk
 from distgan.data.store import Images
 from distgan.recipe import DataConfig
 
@@ -85,13 +87,20 @@ class Feed:
         self._pixels = images.pixels
         self._labels = images.labels if labels else None
         self._prefetch: ThreadPoolExecutor | None = None
-        if _placement(images, data, device) == "device":
+        self._disk: Disk | None = None
+        self._depth = 1  # parts that are gathered ahead
+        placement = _placement(images, data, device)
+        if placement == "device":
             # The store is memory-mapped. Even on the CPU, a copy takes the disk out of the loop.
             self._pixels = images.pixels.to(device, copy=True)
             self._labels = self._labels.to(device) if self._labels is not None else None
-        elif device.type == "cuda" or data.placement == "host":
-            self._prefetch = ThreadPoolExecutor(max_workers=1)
-        self._ahead: tuple[tuple[str, int, int], Future[_Gathered]] | None = None
+        elif placement == "disk":
+            self._disk = Disk(images.folder / "images.bin", tuple(images.pixels.shape), pinned=device.type == "cuda")
+            self._depth = _AHEAD
+        if placement in ("disk", "host"):
+            self._prefetch = ThreadPoolExecutor(max_workers=self._depth)
+        self._ahead: dict[tuple[str, int, int], Future[_Gathered]] = {}
+        self._total, self._window = len(images.pixels), data.window
         self._seed, self._batch_size, self._shares = seed, batch_size, shares
         self._d_steps, self._per_step = d_steps, d_steps + (g_batch == "own")
         self._latent_dim, self._flip, self._device = latent_dim, data.flip, device
@@ -158,23 +167,35 @@ class Feed:
 
     def _gather(self, number: int, i: int) -> "_Gathered":
         """Returns the images of a part, uint8, and its labels, where the images are kept; pixels pinned for a GPU."""
-        position = number * self._batch_size
-        indices = seeding.order(self._seed, position, self._batch_size, total=len(self._pixels))[self._shares[i]]
+        indices = self._order(number)[self._shares[i]]
+        if self._disk is not None:
+            if self._window is not None:
+                self._disk.read_ahead(self._order(number + -(-self._window // self._batch_size))[self._shares[i]])
+            labels = self._labels[torch.from_numpy(indices)] if self._labels is not None else None
+            return self._disk.read(indices), labels
         chosen = to_device(torch.from_numpy(indices), self._pixels.device)
         pixels, labels = self._pixels[chosen], self._labels[chosen] if self._labels is not None else None
         return pixels.pin_memory() if pixels.device.type != self._device.type else pixels, labels
 
     def _fetch(self, number: int, i: int) -> "_Gathered":
-        """Returns the part that was gathered ahead in a thread, and starts gathering the next one."""
+        """Returns the part that was gathered ahead in a thread, and has the next ones gathered."""
         assert self._prefetch is not None
-        seed = str(self._seed)  # after a rollback, what was gathered ahead is of no use
-        waiting = self._ahead[1] if self._ahead is not None and self._ahead[0] == (seed, number, i) else None
-        gathered = waiting.result() if waiting is not None else self._gather(number, i)
-        following = (number, i + 1) if i + 1 < len(self._shares) else (number + 1, 0)
-        self._ahead = ((seed, *following), self._prefetch.submit(self._gather, *following))
-        return gathered
+        seed, part = str(self._seed), (number, i)  # after a rollback, what was gathered ahead is of no use
+        waiting, wanted = self._ahead, {}
+        for _ in range(self._depth + 1):
+            key = (seed, *part)
+            wanted[key] = waiting.get(key) or self._prefetch.submit(self._gather, *part)
+            part = (part[0], part[1] + 1) if part[1] + 1 < len(self._shares) else (part[0] + 1, 0)
+        self._ahead = wanted
+        return wanted.pop((seed, number, i)).result()
+
+    def _order(self, number: int) -> np.ndarray:
+        """Returns the images of a whole global batch, (batch_size,)."""
+        position = number * self._batch_size
+        return seeding.order(self._seed, position, self._batch_size, total=self._total, window=self._window)
 
 
+_AHEAD = 8  # parts that are read ahead from disk, each by a thread of its own
 _Gathered = tuple[Tensor, Tensor | None]
 
 
@@ -187,7 +208,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _placement(images: Images, data: DataConfig, device: torch.device) -> str:
-    """Returns `device` or `host`; on the CPU it may stay `auto`, where the memory-mapped file is used as it is."""
+    """Resolves `auto`; on the CPU it stays `auto`, where the memory-mapped file is used as it is."""
     if data.placement != "auto" or device.type != "cuda":
         return data.placement
     free, _ = torch.cuda.mem_get_info(device)

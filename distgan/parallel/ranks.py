@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
-from torch import Tensor
+from torch import Tensor, nn
 
 from distgan.errors import StoppedError, UserError, is_reported, mark_reported
 from distgan.parallel import launch
@@ -77,6 +77,30 @@ def _left_as_it_was() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.allow_tf32 = tf32
         _in_this_process.release()
+
+
+class Wrapping(Protocol):
+    """What a step needs of the ranks. Each member is described in `Ranks`, which has them all."""
+
+    rank: int
+    world: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def place(self, *networks: nn.Module) -> None: ...
+
+    def wrap(self, *parts: Any) -> tuple[Any, ...]: ...
+
+    def backward(self, loss: Tensor) -> None: ...
+
+    def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]: ...
+
+    def in_full_precision(self, network: Any) -> Callable[..., Tensor]: ...
+
+    def all_reduce_sums(self, sums: Iterable[Tensor]) -> None: ...
+
+    def gather(self, value: T) -> list[T]: ...
 
 
 class Ranks:
@@ -186,6 +210,24 @@ class Ranks:
         on_gpu = self.accelerator.device.type == "cuda"
         if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
             raise UserError("train.precision is bf16, which this GPU cannot do: use fp32 or fp16.")
+
+    @property
+    def device(self) -> torch.device:
+        """Returns this rank's device."""
+        return self.accelerator.device
+
+    def place(self, *networks: nn.Module) -> None:
+        """Moves networks to the device."""
+        for network in networks:
+            network.to(self.device)
+
+    def wrap(self, *parts: Any) -> tuple[Any, ...]:
+        """Collective: returns networks and optimisers as Accelerate and DDP wrap them."""
+        return self.accelerator.prepare(*parts)
+
+    def backward(self, loss: Tensor) -> None:
+        """Computes gradients, by the loss scaler in fp16."""
+        self.accelerator.backward(loss)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:

@@ -135,9 +135,12 @@ class DataConfig:
     """Folder for the prepared images. If unset, `$XDG_CACHE_HOME/distgan`, or `~/.cache/distgan`."""
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
-    placement: Literal["auto", "device", "host"] = field(default="auto", metadata=BESIDE)
-    """Where the images are kept: in the device's memory, in the host's, or (auto) on the device if they fit. The
-    batches are the same in each case."""
+    placement: Literal["auto", "device", "host", "disk"] = field(default="auto", metadata=BESIDE)
+    """Where the images are kept: in the device's memory, in the host's, on `disk`, from which threads read them ahead,
+    or (auto) on the device if they fit there, otherwise in the host's memory. The batches are the same in each case."""
+    window: int | None = None
+    """For images on a slow disk: shuffle pieces of 256 images that follow each other on the disk, and then images
+    within this many of that sequence. If unset, each epoch is a permutation of all images."""
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
@@ -153,6 +156,9 @@ class DataConfig:
                     f"data.{key} is {value}, which data.source {self.source} does not use: leave it out; if the recipe "
                     f"sets it, add --data.{key}={unset}."
                 )
+
+        if self.window is not None:
+            _at_least("data.window", self.window, 256)
 
     def _check_size(self) -> None:
         """Refuses sizes that no network has. Stores height and width as a tuple, or as one number if they are equal."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distgan.objective import SIGN
 from distgan.objective.augment import Augment
-from distgan.parallel.ranks import Ranks
+from distgan.parallel.ranks import Wrapping
 from distgan.recipe import Config
 from distgan.schedules import ramped
 
@@ -28,7 +28,7 @@ class Adaptation:
     are exact on any number of ranks.
     """
 
-    def __init__(self, config: Config, augment: Augment, device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, config: Config, augment: Augment, ranks: Wrapping) -> None:
         """Moves the augmentation's probability to the device."""
         self._augment, self._ranks, self._adaptive = augment, ranks, config.augment.adaptive
         self._course = ramped(config, config.augment.probability or 0.0, config.ramp.probability)
@@ -37,8 +37,9 @@ class Adaptation:
         self._images = _EVERY * config.images_per_step  # between two changes, on all ranks
         self._change = self._images / config.augment.adapt_over
         self._share = config.train.batch_size / ranks.world
-        augment.probability = augment.probability.to(device)
-        self._signs = torch.zeros((), dtype=torch.float64, device=device)  # of this rank, since the last change
+        self._known = self._course(0)  # if it is not adapted
+        augment.probability = augment.probability.to(ranks.device)
+        self._signs = torch.zeros((), dtype=torch.float64, device=ranks.device)  # of this rank, since the last change
 
     def add(self, logged: Mapping[str, Tensor], weight: float) -> None:
         """Adds the mean sign of the logits of this rank's real images; `weight` is the part's weight in its share."""
@@ -49,7 +50,8 @@ class Adaptation:
         """Collective: sets the probability for the updates that follow this step."""
         probability = self._augment.probability
         if not self._adaptive:
-            probability.fill_(self._course(step))
+            self._known = self._course(step)
+            probability.fill_(self._known)
         elif step % _EVERY == 0 and step > 0:
             self._ranks.all_reduce_sums([self._signs])
             probability.add_((self._signs - self._target * self._images).sign() * self._change).clamp_(0, MOST)
@@ -57,8 +59,10 @@ class Adaptation:
 
     @property
     def now(self) -> dict[str, float]:
-        """Returns `augment/probability`, if there is one. Waits for the device."""
-        return {"augment/probability": float(self._augment.probability)} if self._logs else {}
+        """Returns `augment/probability`, if there is one. Waits for the device if it is adapted."""
+        if not self._logs:
+            return {}
+        return {"augment/probability": float(self._augment.probability) if self._adaptive else self._known}
 
     def state(self) -> dict[str, Any] | None:
         """Collective: returns what a checkpoint keeps of an adapted probability. Waits for the device."""

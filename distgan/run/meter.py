@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distgan.parallel.ranks import Ranks
+from distgan.parallel.ranks import Wrapping
 
 
 class Meter:
     """Sums scalars since the last log point. They stay on the device until the next one."""
 
-    def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks) -> None:
+    def __init__(self, names: tuple[str, ...], ranks: Wrapping) -> None:
         self._names, self._ranks = names, ranks
-        self._sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self._sums = torch.zeros(len(names), dtype=torch.float64, device=ranks.device)
         self._counts = [0.0] * len(names)
 
     def add(self, scalars: Mapping[str, Tensor], weight: float = 1.0) -> None:

@@ -30,7 +30,7 @@ from distgan.models import Architecture, Generator
 from distgan.models.conditional import Projection
 from distgan.objective import losses, penalties
 from distgan.objective.penalties import Penalty
-from distgan.run import tracking
+from distgan.run import algorithm, tracking
 from distgan.run.housekeeping import Housekeeping
 from distgan.storage import checkpoint
 
@@ -382,7 +382,7 @@ def forget_moments() -> None:
 
 
 def forget_the_meter() -> None:
-    train.Meter.load_state = lambda *args: None
+    algorithm.Meter.load_state = lambda *args: None
 
 
 def nan_at(step: int, rank: int) -> None:
@@ -404,11 +404,11 @@ def plain_generator() -> None:
 
 
 def unsettled_buckets() -> None:
-    train.settle_gradient_buckets = lambda passes: None
+    algorithm.settle_gradient_buckets = lambda passes: None
 
 
 def unfrozen_discriminator() -> None:
-    train.frozen = contextlib.nullcontext
+    algorithm.frozen = contextlib.nullcontext
 
 
 def only_one_learns(name: str, *, after: int, attempts: int = 1) -> None:
@@ -547,10 +547,10 @@ def count_step(path: Path) -> None:
 
 
 def chatty_meter() -> None:
-    train.Meter = _ChattyMeter
+    algorithm.Meter = _ChattyMeter
 
 
-class _ChattyMeter(train.Meter):
+class _ChattyMeter(algorithm.Meter):
     def add(self, scalars: dict[str, Tensor], weight: float = 1.0) -> None:
         assert all(value.item() < 1e9 for value in scalars.values())
         super().add(scalars, weight)

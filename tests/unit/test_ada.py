@@ -243,7 +243,7 @@ class OneOfTwo:
     """Two ranks, of which this is one; a reduction adds what the other has."""
 
     def __init__(self, rank, theirs):
-        self.rank, self.world, self.theirs = rank, 2, theirs
+        self.rank, self.world, self.theirs, self.device = rank, 2, theirs, torch.device("cpu")
 
     def all_reduce_sums(self, sums):
         for tensor in sums:
@@ -261,7 +261,7 @@ def adaptation(theirs=0.0, rank=0, **settings):
         ramp=RampConfig(images=80, probability=0.5) if "probability" in settings else RampConfig(),
     )
     augment = Augment(config.augment.names)
-    return Adaptation(config, augment, torch.device("cpu"), OneOfTwo(rank, theirs)), augment
+    return Adaptation(config, augment, OneOfTwo(rank, theirs)), augment
 
 
 def test_a_probability_rises_while_signs_are_above_the_target_and_falls_while_below():

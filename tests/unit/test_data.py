@@ -118,7 +118,7 @@ def feed_of(images, config, shares, *, labels=True, d_steps=1, g_batch="shared")
     )
 
 
-@pytest.mark.parametrize("placement", ["auto", "device", "host"])
+@pytest.mark.parametrize("placement", ["auto", "device", "host", "disk"])
 def test_shares_of_batches_make_up_the_global_batch(tmp_path, pictures, placement):
     folder = cifar_folder(tmp_path / "cifar10", pictures)
     images = data.load(DataConfig(source="cifar10", path=str(folder)))
@@ -167,7 +167,7 @@ def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictu
         return tuple(map(torch.cat, ([b.real for b in kept], [b.y for b in kept], [b.z for b in kept], draws)))
 
     expected = batches("auto", [slice(0, 6)])
-    for placement in ("auto", "device", "host"):
+    for placement in ("auto", "device", "host", "disk"):
         for shares in (data.shares(6, rank=0, world=1, most=most) for most in (None, 2)):
             assert all(map(torch.equal, batches(placement, shares), expected))
 

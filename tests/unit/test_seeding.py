@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,35 @@ def test_each_epoch_is_a_permutation_and_batches_straddle():
     assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
     assert np.array_equal(seeding.order(3, 8, 25, total=total), drawn[8:33])  # any cut gives the same sequence
     assert not np.array_equal(seeding.order(4, 0, 40, total=total), drawn)
+
+
+@pytest.mark.parametrize("total", [1000, 1024, 5 * 256 + 1, 100])
+def test_in_windows_each_epoch_is_still_a_permutation_and_only_near_blocks_mix(total):
+    window, block = 512, seeding.BLOCK
+
+    def drawn(first, count, seed=3):
+        return seeding.order(seed, first, count, total=total, window=window)
+
+    epochs = drawn(0, 3 * total).reshape(3, total)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(total))
+        for start in range(0, total, window):
+            inside = epoch[start : start + window]
+            assert len(set(inside // block)) <= -(-len(inside) // block) + 1  # it may begin within a block
+            assert len(inside) < 20 or not np.array_equal(np.sort(inside), inside)
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(drawn(0, total, seed=4), epochs[0])
+    cuts = [0, 7, total - 1, total + 5, 2 * total + 1, 3 * total]  # any cut gives the same sequence
+    parts = [drawn(first, end - first) for first, end in itertools.pairwise(cuts)]
+    assert np.array_equal(np.concatenate(parts), epochs.flatten())
+    for place in range(0, 3 * total, 97):
+        assert drawn(place, 1) == epochs.flatten()[place]
+
+
+def test_every_block_comes_into_every_part_of_an_epoch():
+    """Blocks are permuted anew in each epoch, so that an image is not always among the first."""
+    firsts = [seeding.order(0, 2048 * epoch, 256, total=2048, window=256) // seeding.BLOCK for epoch in range(40)]
+    assert {int(block) for first in firsts for block in first} == set(range(8))
 
 
 def test_shares_of_latents_make_up_the_batch():

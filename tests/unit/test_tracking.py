@@ -31,9 +31,15 @@ def test_wandb_records_online_exactly_where_there_is_a_key(tmp_path, monkeypatch
     assert tracking.wandb_mode() == expected
 
 
+class OnCpu(Ranks):
+    """One rank that has not joined."""
+
+    device = torch.device("cpu")
+
+
 def test_what_a_checkpoint_keeps_of_a_meter_is_of_its_step_however_late_it_is_written():
     """It is written in the background, while the next steps are already counted."""
-    meter = Meter(("loss",), torch.device("cpu"), Ranks(timeout=60))
+    meter = Meter(("loss",), OnCpu(timeout=60))
     meter.add({"loss": torch.tensor(3.0)})
     state = meter.state()
     meter.add({"loss": torch.tensor(5.0)})
