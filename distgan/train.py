@@ -51,6 +51,7 @@ def train(config: Config) -> None:
                 precision=config.train.precision,
                 deterministic=config.train.deterministic,
                 tracker=config.track.to,
+                compress=config.train.compress,
                 tf32=not config.penalty.names and not config.augment.pipelines,
             )
             _train(config, materials, ranks)

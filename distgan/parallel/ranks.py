@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distgan.errors import StoppedError, UserError, is_reported, mark_reported
 from distgan.parallel import launch
@@ -121,7 +122,7 @@ class Ranks:
         self._group: Any = None
         self._store: Any = None  # this start's part of the launcher's store; None with one rank
         self._gathered = 0  # calls of `gather` before `join`
-        self._explained = False
+        self._explained = self._compress = False
         self._together: BaseException | None = None  # an error that all ranks raise together
         self._process = ExitStack()
 
@@ -164,7 +165,13 @@ class Ranks:
         return nullcontext() if self.watchdog is None else self.watchdog.alone()
 
     def join(
-        self, *, precision: str = "fp32", deterministic: bool = False, tracker: str = "none", tf32: bool = True
+        self,
+        *,
+        precision: str = "fp32",
+        deterministic: bool = False,
+        tracker: str = "none",
+        tf32: bool = True,
+        compress: str = "none",
     ) -> None:
         """Collective: forms the process group and configures the one Accelerator, which uses it.
 
@@ -174,6 +181,7 @@ class Ranks:
             precision: `train.precision`.
             deterministic: `train.deterministic`, for CUDA.
             tracker: `track.to`.
+            compress: `train.compress`.
             tf32: whether TF32 may be used in mixed precision for what runs in fp32; not if there is a penalty or a
                 pipeline of augmentation.
 
@@ -206,6 +214,7 @@ class Ranks:
                 GradScalerKwargs(growth_interval=4000),
             ],
         )
+        self._compress = compress == "bf16"
         assert self.accelerator.num_processes == self.world  # otherwise each rank would train alone
         on_gpu = self.accelerator.device.type == "cuda"
         if precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported(False):
@@ -223,7 +232,11 @@ class Ranks:
 
     def wrap(self, *parts: Any) -> tuple[Any, ...]:
         """Collective: returns networks and optimisers as Accelerate and DDP wrap them."""
-        return self.accelerator.prepare(*parts)
+        wrapped = self.accelerator.prepare(*parts)
+        for part in wrapped:
+            if self._compress and isinstance(part, DistributedDataParallel):
+                part.register_comm_hook(None, _mean_in_bf16)
+        return wrapped
 
     def backward(self, loss: Tensor) -> None:
         """Computes gradients, by the loss scaler in fp16."""
@@ -374,6 +387,17 @@ class Ranks:
         self.watchdog.report_failure(error)
         if not isinstance(error, StoppedError | UserError):  # a traceback does not say which rank and step it was
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
+
+
+def _mean_in_bf16(
+    _: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """Replaces a bucket of gradients by its mean over ranks, sent in bf16. torch's own hook refuses gloo on the CPU."""
+    gradients = bucket.buffer()
+    sent = gradients.div(dist.get_world_size()).to(torch.bfloat16)
+    sending = dist.all_reduce(sent, async_op=True).get_future()
+    return sending.then(lambda future: gradients.copy_(future.value()[0]))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distgan import models, recipe
 from distgan.objective.ada import NUMBERS, PIPELINES
 from distgan.recipe import ModelConfig
+from distgan.storage import tensors
 
 STEPS = 4
 QUIET = [*TINY, "--track.log_every=100", "--track.sample_every=100", "--checkpoint.every=100", f"--train.steps={STEPS}"]
@@ -83,6 +84,25 @@ def test_accumulation_costs_one_more_forward_of_the_generator_and_nothing_on_the
         assert step["forwards"] == {"generator": 2 * pieces, "discriminator": 3 * pieces}
         assert step["wire"] == ({"allreduce_": step["gradient bytes"] + 12} if world > 1 else {})
         assert step["flops"] == 8 * D + 4 * G - 2 * D1 - G1
+
+
+def test_compressed_gradients_are_half_as_many_bytes_and_nearly_the_same(tmp_path):
+    sent, moments = {}, {}
+    for kind in ("none", "bf16"):
+        (tmp_path / kind).mkdir()
+        overrides = ["--model.sync_batchnorm=false", f"--train.compress={kind}"]
+        run = tmp_path / kind / "run"
+        assert launch([*QUIET, *overrides, f"--run.dir={run}", "--run.stop_at=1"], world=2) == [0, 0]
+        for step in counted(tmp_path / kind, *overrides, world=2):
+            assert step["host syncs"] == {}
+            sent[kind] = step["wire"]["allreduce_"] - 12
+        first = run / "checkpoints" / "step_00000001"
+        moments[kind] = tensors.read(first / "discriminator_optimizer.safetensors")  # of the first update of all
+    assert sent["bf16"] == sent["none"] / 2
+    for name, exact in moments["none"].items():
+        if name.endswith("exp_avg"):
+            error = (moments["bf16"][name] - exact).norm()
+            assert 0 < error < 2**-8 * exact.norm(), name  # bf16 has 8 bits, and rounds to the nearest
 
 
 PLAIN = ["--model.architecture=plain", "--model.width=4"]
