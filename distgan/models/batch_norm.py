@@ -68,9 +68,11 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, var = ctx.saved_tensors
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        suggested = torch.channels_last if last else torch.contiguous_format
         # As if mean and variance were constants, in one fused pass: w / std * dy, sum(dy x_hat), sum(dy).
         dx, dw, db = torch.ops.aten.native_batch_norm_backward(
-            dy.contiguous(), x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            dy.contiguous(memory_format=suggested), x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
         )
         n = x.numel() // x.shape[1] * dist.get_world_size()
         mean_dw, mean_db = (sums.sum(0) / n for sums in _of_all_ranks(dw, db))

@@ -226,9 +226,11 @@ class Ranks:
         return self.accelerator.device
 
     def place(self, *networks: nn.Module) -> None:
-        """Moves networks to the device."""
+        """Moves networks to the device. A GPU that computes in fp32 wants contiguous weights, not channels last."""
+        contiguous = self.device.type == "cuda" and self.accelerator.mixed_precision == "no"
+        layout = torch.contiguous_format if contiguous else torch.channels_last
         for network in networks:
-            network.to(self.device)
+            network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
 
     def wrap(self, *parts: Any) -> tuple[Any, ...]:
         """Collective: returns networks and optimisers as Accelerate and DDP wrap them."""

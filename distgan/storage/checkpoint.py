@@ -63,7 +63,14 @@ class Slots:
             slots.setdefault(owner, {})[slot] = tensor
         for owner, parameter in self._network.named_parameters():
             saved = slots.get(owner, {})
-            self._optimizer.state[parameter] = {slot: tensor.to(parameter.device) for slot, tensor in saved.items()}
+            self._optimizer.state[parameter] = {slot: _laid_out(tensor, parameter) for slot, tensor in saved.items()}
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Returns a slot on its parameter's device and in its layout in memory, which fused Adam takes for granted."""
+    if tensor.shape != parameter.shape:  # the count of updates
+        return tensor.to(parameter.device)
+    return torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 def snapshot(holders: Mapping[str, HoldsTensors]) -> Files:
