@@ -70,10 +70,10 @@ def measure_share(scratch: Path) -> None:
     """The share of the quickstart's step, on one process with one thread, that assembling batches and latents takes."""
     seconds = {"feeding": 0.0, "steps": 0.0}
 
-    pieces, after_step = data.Feed.pieces, train.after_step
+    pieces, after_step = data.Feed._pieces, train.after_step
 
-    def timed_pieces(feed: data.Feed, update: int) -> Iterator[data.Batch]:
-        made = pieces(feed, update)
+    def timed_pieces(feed: data.Feed, number: int, *, update: int) -> Iterator[data.Batch]:
+        made = pieces(feed, number, update=update)
         while True:
             started = time.perf_counter()
             batch = next(made, None)
@@ -90,7 +90,7 @@ def measure_share(scratch: Path) -> None:
         return step
 
     seconds["began"] = 0.0
-    data.Feed.pieces, train.after_step = timed_pieces, timed_step  # type: ignore[method-assign]
+    data.Feed._pieces, train.after_step = timed_pieces, timed_step  # type: ignore[method-assign]
     quickstart = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
     overrides = ["--train.steps=110", "--track.to=none", "--track.log_every=1000", "--track.sample_every=1000"]
     train.train(recipe.parse(["--config", str(quickstart), *overrides, f"--run.dir={scratch / 'run'}"])[0])

@@ -64,7 +64,8 @@ def facts(**others: object) -> dict:
     """A healthy rank, on a CPU."""
     return {
         "rank": 0, "host": "a", "node": "0", "started_by": "hand", "versions": {"torch": "2.14"}, "others": {},
-        "refused": None, "device": "cpu", "backend": "gloo", "precisions": ["fp32"], "gpus": 0, "nvidia_devices": 0,
+        "refused": None, "device": "cpu", "backend": "gloo", "precisions": ["fp32"],
+        "speed_of_bf16": 1.0, "gpus": 0, "nvidia_devices": 0,
         "hidden": None, "asked_for_cpu": False, "local_ranks": 1, "interface": None, "nccl_interface": None,
         "infiniband": [], "locked_memory": -1, "shared_memory_free": 1 << 30, "cpus": [0, 1, 2, 3], "threads": 2,
         "wandb": "online", "wandb_refused": None, "wandb_asked": None, "cache": "/cache",
@@ -104,6 +105,8 @@ def test_a_rank_that_differs_is_named_and_what_fails_comes_first():
 def test_gpus_that_are_not_used_are_named():
     assert ("warning", "1 of 4 GPUs are used", [0]) in advice(facts(**GPU))
     assert ("note", "this GPU can do bf16", [0]) in advice(facts(**GPU))
+    assert ("note", "bf16 is 1.6 times as fast as fp32 on this CPU", [0]) in advice(facts(speed_of_bf16=1.6))
+    assert ("note", "fp32 is 16.0 times as fast as bf16 on this CPU", [0]) in advice(facts(speed_of_bf16=1 / 16))
     asked = facts(gpus=4, nvidia_devices=4, asked_for_cpu=True)
     assert advice(asked) == [("warning", "there are 4 GPUs, but the launcher asks for the CPU", [0])]
     assert advice(facts(nvidia_devices=2, hidden="-1,-1")) == [
