@@ -4,8 +4,7 @@ A penalty is one `Penalty`; its name in `PENALTIES` is what `penalty.name` takes
 loss before the one backward pass, so that gradients cross the wire once, as without them: no penalty is a collective.
 
 Costs are the FLOPs that a penalty adds to an update of the discriminator: D is a forward pass of the discriminator over
-the images of one kind, D₁ and Dₙ those of its first and last layer. They are of a last layer that is linear; a
-convolution costs Dₙ more, because PyTorch differentiates it with respect to more than is needed.
+the images of one kind, D₁ and Dₙ those of its first and last layer.
 """
 
 from collections.abc import Callable, Mapping

@@ -241,7 +241,7 @@ def flops_of(*calls):
 
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
 def test_r1_costs_what_it_says_on_our_networks(tmp_path, architecture):
-    """Against torch's own count of one pass; dcgan's last layer is a convolution, which costs once more."""
+    """Against torch's own count of one pass."""
     overrides = [f"--model.architecture={architecture}", "--model.d_norm=none"]
     counts = []
     for name, penalty in (("without", []), ("with", ["--penalty.name=r1"])):
@@ -256,7 +256,7 @@ def test_r1_costs_what_it_says_on_our_networks(tmp_path, architecture):
     else:
         first, last = [(D.first.conv1, x), (D.first.shortcut, x[..., ::2, ::2])], (D.last, torch.zeros(12, 4))
     of_D, D1, Dn = flops_of((D, x)), flops_of(*first), flops_of(last)
-    assert counts[1] - counts[0] == 3 * of_D + D1 - (0 if architecture == "dcgan" else Dn)
+    assert counts[1] - counts[0] == 3 * of_D + D1 - Dn
 
 
 def test_spectral_norm_costs_what_it_says_and_nothing_on_the_wire(tmp_path):

@@ -9,7 +9,7 @@ from support.runs import REPOSITORY
 from torch import nn
 
 from distgan import models, recipe
-from distgan.models import ImageSpec, eval_mode, frozen
+from distgan.models import ImageSpec, dcgan, eval_mode, frozen
 from distgan.models.conditional import ConditionalBatchNorm2d, Projection
 from distgan.recipe import ModelConfig
 
@@ -21,7 +21,8 @@ def layers(network):
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             shape = (layer.in_channels, layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0])
             assert layer.bias is None
-            table.append((name, type(layer).__name__, *shape))
+            kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.ConvTranspose2d
+            table.append((name, kind.__name__, *shape))
         elif isinstance(layer, nn.BatchNorm2d):
             table.append((name, "BatchNorm2d", layer.num_features))
         elif not isinstance(layer, nn.Sequential) and name:
@@ -357,3 +358,24 @@ def test_networks_that_take_no_labels_are_refused_them():
             models.build(ModelConfig(architecture="blind", width=2, conditional=True), LABELLED, seed=0)
     finally:
         del models.ARCHITECTURES["blind"]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (4, 6)])
+def test_dcgans_layers_of_one_pixel_are_the_convolutions(shape):
+    """Outputs, gradients and second derivatives, against torch's convolutions with the same weights."""
+    first, last = dcgan._FromOnePixel(5, 3, shape, bias=False), dcgan._ToOnePixel(3, 1, shape, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    for layer, x, convolution in (
+        (first, torch.randn(2, 5, 1, 1, generator=generator), torch.nn.functional.conv_transpose2d),
+        (last, torch.randn(2, 3, *shape, generator=generator), torch.nn.functional.conv2d),
+    ):
+        layer.double()
+        found = []
+        for apply in (layer, lambda x, layer=layer, convolution=convolution: convolution(x, layer.weight)):
+            at = x.double().requires_grad_()
+            y = apply(at)
+            (slope,) = torch.autograd.grad(y.sin().sum(), at, create_graph=True)
+            (second,) = torch.autograd.grad(slope.square().sum(), layer.weight)
+            found.append((y, slope, second))
+        for ours, torchs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, torchs)
