@@ -3,7 +3,7 @@
     python benchmarks/textbook.py --architecture dcgan --width 32 [--no-item] [--frozen] …
 
 Without switches: a DataLoader with two workers that turns PIL images into tensors; BCE on a sigmoid; three backward
-passes, of which G's computes D's gradients too; `.item()` for each loss at each step; Adam as it is.
+passes, of which G's computes D's gradients too; `.item()` for each loss at each step; Adam with its defaults.
 """
 
 import argparse
@@ -14,13 +14,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy, softplus
+from torch.nn.functional import avg_pool2d, binary_cross_entropy, interpolate, relu, softplus
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
-
-from distgan import models
-from distgan.models import ImageSpec
-from distgan.recipe import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from turns import tick
@@ -41,11 +38,8 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="Adam is fused")
     parser.add_argument("--channels-last", action="store_true", help="weights and images are channels_last")
     options = parser.parse_args()
-    norm = "batch" if options.architecture == "dcgan" else "spectral"
-    model = ModelConfig(
-        architecture=options.architecture, width=options.width, d_width=options.width, latent_dim=100, d_norm=norm
-    )
-    G, D = models.build(model, ImageSpec(image_size=32, channels=1), seed=0)
+    build = dcgan if options.architecture == "dcgan" else resnet
+    G, D = build(options.width)
     if options.channels_last:
         G, D = G.to(memory_format=torch.channels_last), D.to(memory_format=torch.channels_last)
     adam_G, adam_D = (
@@ -53,6 +47,54 @@ def main() -> None:
         for network in (G, D)
     )
     train(options, G, D, adam_G, adam_D)
+
+
+def dcgan(width: int) -> tuple[nn.Module, nn.Module]:
+    """DCGAN for grey images of 32x32, as in PyTorch's tutorial, with a stage less."""
+    w = width
+    G = [nn.Unflatten(1, (100, 1, 1)), nn.ConvTranspose2d(100, 4 * w, 4, 1, 0, bias=False)]
+    for before, after in ((4 * w, 2 * w), (2 * w, w), (w, 1)):
+        G += [nn.BatchNorm2d(before), nn.ReLU(True), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
+    D = [nn.Conv2d(1, w, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+    for before, after in ((w, 2 * w), (2 * w, 4 * w)):
+        D += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, True)]
+    D += [nn.Conv2d(4 * w, 1, 4, 1, 0, bias=False), nn.Flatten(0)]
+    return nn.Sequential(*G, nn.Tanh()), nn.Sequential(*D)
+
+
+class Block(nn.Module):
+    """SNGAN's residual block: twice the size (`up`), half of it, or the same."""
+
+    def __init__(self, before: int, after: int, *, up: bool = False, down: bool = False, first: bool = False) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(before), nn.BatchNorm2d(after)] if up else [])
+        self.convs = nn.ModuleList([nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)])
+        self.shortcut = nn.Conv2d(before, after, 1) if up or down else nn.Identity()
+        self.up, self.down, self.first = up, down, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, short = x, interpolate(x, scale_factor=2) if self.up else x
+        for i, conv in enumerate(self.convs):
+            h = self.norms[i](h) if self.up else h
+            h = h if self.first and i == 0 else relu(h)
+            h = interpolate(h, scale_factor=2) if self.up and i == 0 else h
+            h = conv(h)
+        short = self.shortcut(short)
+        return avg_pool2d(h, 2) + avg_pool2d(short, 2) if self.down else h + short
+
+
+def resnet(width: int) -> tuple[nn.Module, nn.Module]:
+    """SNGAN's residual networks for grey images of 32x32, with torch's own spectral norm."""
+    w = width
+    G = [nn.Linear(100, 16 * w), nn.Unflatten(1, (w, 4, 4)), *(Block(w, w, up=True) for _ in range(3))]
+    G += [nn.BatchNorm2d(w), nn.ReLU(True), nn.Conv2d(w, 1, 3, 1, 1), nn.Tanh()]
+    D = [Block(1, w, down=True, first=True), Block(w, w, down=True), Block(w, w), Block(w, w), nn.ReLU(True)]
+    D += [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(w, 1), nn.Flatten(0)]
+    discriminator = nn.Sequential(*D)
+    for layer in list(discriminator.modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            spectral_norm(layer)
+    return nn.Sequential(*G), discriminator
 
 
 def train(
@@ -70,6 +112,8 @@ def train(
         return binary_cross_entropy(torch.sigmoid(logits.float()), wanted)
 
     for step, real in enumerate(batches(options), start=1):
+        if options.channels_last:
+            real = real.to(memory_format=torch.channels_last)
         z = torch.randn(options.batch, 100)
         D.zero_grad()
         loss_real = judged(real, real_label)
@@ -80,7 +124,6 @@ def train(
         loss_fake = judged(fake.detach(), fake_label)
         (loss_real + loss_fake if options.one_backward else loss_fake).backward()
         adam_D.step()
-        models.constrain(D)
         G.zero_grad()
         D.requires_grad_(not options.frozen)
         loss_G = judged(fake, real_label)
@@ -95,7 +138,7 @@ def train(
 
 
 def batches(options: argparse.Namespace) -> Iterator[Tensor]:
-    """Endless shuffled batches of Fashion-MNIST, (batch, 1, 32, 32) in [-1, 1], some of them mirrored."""
+    """Endless shuffled batches of Fashion-MNIST, (batch, 1, 32, 32) in [-1, 1]; a DataLoader mirrors some."""
     steps = [
         transforms.Resize(32),
         transforms.RandomHorizontalFlip(),

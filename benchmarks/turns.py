@@ -5,6 +5,7 @@ reports by calling `tick` after each step, and a turn's speed is taken between t
 median, over rounds, of the ratio to the first program's speed in the same round.
 """
 
+import contextlib
 import os
 import signal
 import statistics
@@ -13,16 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 _VARIABLE = "DISTGAN_BENCHMARK_TICKS"
 _TICK = struct.Struct("<qd")  # how many steps, and when
 
 
 def tick(steps: int) -> None:
-    """Reports that so many steps are done. In a program that takes turns; elsewhere it does nothing."""
+    """Reports the number of steps done. Outside a benchmark it does nothing."""
     if path := os.environ.get(_VARIABLE):
         descriptor = os.open(path, os.O_WRONLY)
         os.pwrite(descriptor, _TICK.pack(steps, time.monotonic()), 0)
@@ -50,14 +53,21 @@ class _Running:
         self._per_step, self._name = program.images_per_step, name
 
     def suspend(self) -> None:
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def end(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        """Signals the program and all processes that it started: launchers give them sessions of their own."""
+        program = psutil.Process(self._process.pid)
+        for process in [program, *program.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def wait_for_step(self, step: int) -> tuple[int, float]:
         """Waits until so many steps are done, and returns the last tick."""
@@ -79,7 +89,12 @@ class _Running:
 
 
 def speeds(
-    programs: Mapping[str, Program], *, rounds: int = 9, seconds: float = 4, warm: int = 5
+    programs: Mapping[str, Program],
+    *,
+    rounds: int = 9,
+    seconds: float = 4,
+    warm: int = 5,
+    after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Runs all programs by turns; returns each one's images per second in each round.
 
@@ -88,6 +103,7 @@ def speeds(
         rounds: how often each has a turn.
         seconds: how long a turn is.
         warm: how many steps each makes before the first turn.
+        after_round: is called after each round.
     """
     measured: dict[str, list[float]] = {name: [] for name in programs}
     running: dict[str, _Running] = {}
@@ -100,6 +116,7 @@ def speeds(
             for _ in range(rounds):
                 for name, one in running.items():
                     measured[name].append(one.speed(seconds))
+                after_round()
         finally:
             for one in running.values():
                 one.end()

@@ -14,7 +14,7 @@ from distgan.cli import check_json, write_json
 from distgan.errors import UserError, nearest
 from distgan.evaluation import Evaluation
 from distgan.evaluation.weights import Weights
-from distgan.models import has_batch_norm
+from distgan.models import has_batch_norm, place
 from distgan.parallel import launch
 from distgan.parallel.ranks import TIMEOUT, Ranks
 from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, rules
@@ -116,7 +116,7 @@ def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Re
         same = {"generator": run, "step": found.step, **asdict(config), **launch.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
         evaluation.join(ranks, progress=True)
-        found.generator.to(ranks.accelerator.device)
+        place(found.generator, ranks.device)
         measured = evaluation.measure(found.generator, seed=seed, weights=weights)
     return measured.report(run, found.step, evaluation.floor), evaluation.weights
 

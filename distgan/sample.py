@@ -16,7 +16,7 @@ from torch import Tensor
 from distgan import files, paths, pictures
 from distgan.applications.classes import in_file_names, labels_in
 from distgan.errors import UserError
-from distgan.models import CHUNK, Generator
+from distgan.models import CHUNK, Generator, place
 from distgan.parallel.ranks import together
 from distgan.progress import shown
 from distgan.storage import latents, tensors
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         drawn = _of_seed(generator, arguments.classes, arguments.num, arguments.seed or 0)
     with together({"generator": tensors.digest(generator), "images": drawn.total, "seed": arguments.seed}) as ranks:
-        generator.to(ranks.accelerator.device)
+        place(generator, ranks.device)
         shared = ranks.in_order(len(drawn.parts), lambda number: drawn.draw(drawn.parts[number]))
         if ranks.rank == 0:
             with files.written("--out", out):

@@ -6,6 +6,7 @@ come from NumPy's Philox on the CPU, whatever device trains: the same seed gives
 """
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,6 +65,8 @@ def uniforms(seed: Seed, stream: str, step: int, *, batch: int, count: int, shar
     return torch.from_numpy(u[share]).to(torch.get_default_dtype())
 
 
+_one_thread = threading.Lock()  # so that threads that read ahead do not all draw the same permutation at once
+
 BLOCK = 256
 """Images that stay together, in one piece of the store, where `data.window` is set."""
 
@@ -77,13 +80,14 @@ def order(seed: Seed, position: int, count: int, *, total: int, window: int | No
     """
     positions = np.arange(position, position + count)
     indices = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(positions // total):
-        here = positions // total == epoch
-        places = positions[here] % total
-        if window is None:
-            indices[here] = _permutation(str(seed), int(epoch), total)[places]
-        else:
-            indices[here] = _in_windows(str(seed), int(epoch), places, total=total, window=window)
+    with _one_thread:
+        for epoch in np.unique(positions // total):
+            here = positions // total == epoch
+            places = positions[here] % total
+            if window is None:
+                indices[here] = _permutation(str(seed), int(epoch), total)[places]
+            else:
+                indices[here] = _in_windows(str(seed), int(epoch), places, total=total, window=window)
     return indices
 
 
@@ -92,7 +96,7 @@ def flips(seed: Seed, step: int, *, batch: int) -> np.ndarray:
     return generator(seed, "flip", step).random(batch) < 0.5
 
 
-@lru_cache(maxsize=2)  # the two epochs that a batch may straddle
+@lru_cache(maxsize=2)  # of the two epochs that batches near an epoch's end need
 def _permutation(seed: str, epoch: int, total: int) -> np.ndarray:
     return generator(seed, "order", epoch).permutation(total)
 

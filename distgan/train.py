@@ -13,7 +13,6 @@ from distgan.run.best import BestSoFar
 from distgan.run.guard import Guard
 from distgan.run.housekeeping import Housekeeping
 from distgan.run.preflight import Materials, prepare
-from distgan.run.rehearsal import Memory, memory
 from distgan.run.state import Scaler, TrainingState
 from distgan.run.watch import watch_over
 from distgan.seeding import RunSeed
@@ -143,7 +142,6 @@ def print_plan(config: Config) -> None:
     networks = materials.generator, materials.discriminator
     in_G, in_D = (sum(p.numel() for p in network.parameters()) for network in networks)
     buffers_G, buffers_D = (sum(b.numel() for b in network.buffers()) for network in networks)
-    need = memory(config, images, spec, world=world)
     # Each network with Adam's two moments, and the average; everything in fp32.
     size = 4 * (3 * (in_G + in_D) + in_G + 2 * buffers_G + buffers_D)
     print(recipe.dump(config), end="")
@@ -153,20 +151,35 @@ def print_plan(config: Config) -> None:
     print(f"processes            {world}, {config.train.batch_size // world} images each per update")
     print(f"parameters           {in_G:,} in the generator, {in_D:,} in the discriminator")
     print(f"checkpoint           about {size / 1e6:.1f} MB")
-    print(f"memory on a GPU      {_said(need)}")
+    print(f"memory on a GPU      {_memory(config, materials, world=world)}")
     print(f"run folder           {folder.path} ({'resumes' if folder.config.exists() else 'new'})")
 
 
-def _said(need: Memory) -> str:
+def _memory(config: Config, materials: Materials, *, world: int) -> str:
+    """Says what a step will need on a GPU. Takes all numbers out of the networks."""
+    from distgan.run.rehearsal import memory  # of all commands, only this one needs it
+
+    try:
+        need = memory(
+            config,
+            materials.images,
+            world=world,
+            generator=materials.generator,
+            discriminator=materials.discriminator,
+            average=materials.average,
+        )
+    except Exception as error:  # such as a network of the user's that looks at numbers
+        return f"unknown: {type(error).__name__}"
     parts = {
         "weights": need.weights,
         "Adam's moments": need.moments,
         "gradients": need.gradients,
-        "images": need.images,
-        "the rest": need.graph,
+        "activations": need.activations,
     }
-    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
-    return f"about {need.total / 1e9:.2f} GB per process, and what CUDA takes for itself ({listed})"
+    listed = ", ".join(f"{name} {size / 1e6:,.1f}" for name, size in parts.items())
+    beside = f"; images {need.images / 1e6:,.1f} MB" if need.images else ""
+    fit = ", if they fit" if need.images and config.data.placement == "auto" else ""
+    return f"{sum(parts.values()) / 1e6:,.1f} MB per process, estimated ({listed}){beside}{fit}"
 
 
 def _refuse_differences(config: Config, materials: Materials, ranks: Ranks) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distgan.errors import UserError
-from distgan.models import CHUNK, Discriminator, Generator, ImageSpec, eval_mode, frozen
+from distgan.models import CHUNK, Discriminator, Generator, ImageSpec, eval_mode, frozen, place
 from distgan.parallel.ranks import Ranks, together
 from distgan.progress import shown
 from distgan.storage import exported, tensors
@@ -185,7 +185,7 @@ def _check(pictures: Tensor, spec: ImageSpec) -> None:
 def on_device(ranks: Ranks, network: nn.Module) -> Iterator[None]:
     """Moves a network to the rank's device, and at the end back to the CPU."""
     try:
-        network.to(ranks.accelerator.device)
+        place(network, ranks.device)
         yield
     finally:
         network.cpu()

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from distgan.seeding import BLOCK
 
-_REMEMBERED = 4096  # blocks that the system was asked to read ahead
+_PIECE = 128 * 1024  # bytes: of a longer request the system may read only the beginning ahead
 
 
 class Disk:
@@ -26,18 +27,16 @@ class Disk:
             shape: of the pixels, (N, C, H, W).
             pinned: whether to read into pinned memory, from which a GPU copies without making the host wait.
         """
-        self._count, self._shape, self._pinned = shape[0], shape[1:], pinned
+        self._shape, self._pinned, self._path = shape[1:], pinned, file
         self._size = math.prod(self._shape)
         self._file = os.open(file, os.O_RDONLY)
         self._asked: OrderedDict[int, None] = OrderedDict()
+        self._asking = threading.Lock()
         weakref.finalize(self, os.close, self._file)
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)  # reading on beyond an image would be in vain
 
-    def __len__(self) -> int:
-        return self._count
-
     def read(self, indices: np.ndarray) -> Tensor:
-        """Returns the images of these numbers: uint8 (N, C, H, W).
+        """Returns the images at these indices: uint8 (N, C, H, W).
 
         Raises:
             OSError: the file cannot be read, or has become shorter.
@@ -45,16 +44,26 @@ class Disk:
         images = torch.empty((len(indices), *self._shape), dtype=torch.uint8, pin_memory=self._pinned)
         rows = images.view(len(indices), -1).numpy()
         for row, index in sorted(enumerate(indices.tolist()), key=lambda one: one[1]):
-            if os.preadv(self._file, [rows[row]], index * self._size) != self._size:
-                raise OSError(f"image {index} cannot be read whole from the prepared store: was its file changed?")
+            read = 0
+            while read < self._size:  # network disks may return less than was asked for
+                more = os.preadv(self._file, [rows[row, read:].data], index * self._size + read)
+                if more == 0:
+                    raise OSError(
+                        f"the prepared images in {self._path.parent} have become shorter during the run: remove that "
+                        "folder, so that they are prepared again."
+                    )
+                read += more
         return images
 
-    def read_ahead(self, indices: np.ndarray) -> None:
-        """Asks the system to read the blocks that these images lie in, each block once."""
-        for block in np.unique(indices // BLOCK).tolist():
-            if block not in self._asked:
-                self._asked[block] = None
-                start, length = block * BLOCK * self._size, BLOCK * self._size
-                os.posix_fadvise(self._file, start, length, os.POSIX_FADV_WILLNEED)
-        while len(self._asked) > _REMEMBERED:
-            self._asked.popitem(last=False)
+    def read_ahead(self, indices: np.ndarray, *, remember: int) -> None:
+        """Asks the system to read the blocks in which these images lie, except the last `remember` that it was asked
+        for."""
+        with self._asking:
+            for block in np.unique(indices // BLOCK).tolist():
+                if block not in self._asked:
+                    self._asked[block] = None
+                    first = block * BLOCK * self._size
+                    for start in range(first, first + BLOCK * self._size, _PIECE):
+                        os.posix_fadvise(self._file, start, _PIECE, os.POSIX_FADV_WILLNEED)
+            while len(self._asked) > remember:
+                self._asked.popitem(last=False)

@@ -100,7 +100,9 @@ class Feed:
         if placement in ("disk", "host"):
             self._prefetch = ThreadPoolExecutor(max_workers=self._depth)
         self._ahead: dict[tuple[str, int, int], Future[_Gathered]] = {}
-        self._total, self._window = len(images.pixels), data.window
+        self._total = len(images.pixels)
+        self._window = min(data.window, self._total) if data.window is not None else None
+        self._asked_for = ("", 0)  # the seed, and the place up to which blocks were read ahead
         self._seed, self._batch_size, self._shares = seed, batch_size, shares
         self._d_steps, self._per_step = d_steps, d_steps + (g_batch == "own")
         self._latent_dim, self._flip, self._device = latent_dim, data.flip, device
@@ -147,7 +149,8 @@ class Feed:
 
     def _real(self, number: int, i: int) -> "_Gathered":
         """Returns images (N, C, H, W) in [-1, 1], and their labels (N,)."""
-        pixels, labels = (self._gather if self._prefetch is None else self._fetch)(number, i)
+        gathered = self._gather(str(self._seed), number, i) if self._prefetch is None else self._fetch(number, i)
+        pixels, labels = gathered
         pixels = to_device(pixels, self._device)
         if self._flip:
             flips = seeding.flips(self._seed, number, batch=self._batch_size)[self._shares[i]]
@@ -165,12 +168,12 @@ class Feed:
 
         return draw
 
-    def _gather(self, number: int, i: int) -> "_Gathered":
+    def _gather(self, seed: str, number: int, i: int) -> "_Gathered":
         """Returns the images of a part, uint8, and its labels, where the images are kept; pixels pinned for a GPU."""
-        indices = self._order(number)[self._shares[i]]
+        position = number * self._batch_size
+        indices = self._order(seed, position, self._batch_size)[self._shares[i]]
         if self._disk is not None:
-            if self._window is not None:
-                self._disk.read_ahead(self._order(number + -(-self._window // self._batch_size))[self._shares[i]])
+            self._read_ahead(self._disk, seed, position)
             labels = self._labels[torch.from_numpy(indices)] if self._labels is not None else None
             return self._disk.read(indices), labels
         chosen = to_device(torch.from_numpy(indices), self._pixels.device)
@@ -181,18 +184,29 @@ class Feed:
         """Returns the part that was gathered ahead in a thread, and has the next ones gathered."""
         assert self._prefetch is not None
         seed, part = str(self._seed), (number, i)  # after a rollback, what was gathered ahead is of no use
-        waiting, wanted = self._ahead, {}
+        waiting, wanted = self._ahead, dict[tuple[str, int, int], Future[_Gathered]]()
         for _ in range(self._depth + 1):
             key = (seed, *part)
-            wanted[key] = waiting.get(key) or self._prefetch.submit(self._gather, *part)
+            wanted[key] = waiting.pop(key) if key in waiting else self._prefetch.submit(self._gather, seed, *part)
             part = (part[0], part[1] + 1) if part[1] + 1 < len(self._shares) else (part[0] + 1, 0)
+        for unwanted in waiting.values():
+            unwanted.cancel()
         self._ahead = wanted
         return wanted.pop((seed, number, i)).result()
 
-    def _order(self, number: int) -> np.ndarray:
-        """Returns the images of a whole global batch, (batch_size,)."""
-        position = number * self._batch_size
-        return seeding.order(self._seed, position, self._batch_size, total=self._total, window=self._window)
+    def _order(self, seed: str, position: int, count: int) -> np.ndarray:
+        """Returns the images at position ... position + count - 1 of the order of all batches, (count,)."""
+        return seeding.order(seed, position, count, total=self._total, window=self._window)
+
+    def _read_ahead(self, disk: Disk, seed: str, position: int) -> None:
+        """Has blocks read up to a window beyond this place; at first, or elsewhere than expected, all of them."""
+        if self._window is None:
+            return
+        end, (asked_seed, asked) = position + self._window + self._batch_size, self._asked_for
+        first = asked if asked_seed == seed and position <= asked <= end else position
+        self._asked_for = (seed, end)
+        if first < end:
+            disk.read_ahead(self._order(seed, first, end - first), remember=self._window // seeding.BLOCK)
 
 
 _AHEAD = 8  # parts that are read ahead from disk, each by a thread of its own

@@ -23,7 +23,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,9 +252,9 @@ def _open(folder: Path) -> Images | None:
     try:
         described = json.loads((folder / "store.json").read_text())
         shape = described["shape"]
-        pixels = torch.from_file(str(folder / "images.bin"), size=int(np.prod(shape)), dtype=torch.uint8).view(shape)
+        pixels = _mapped(folder / "images.bin", shape)
         labels = torch.from_numpy(np.fromfile(folder / "labels.bin", dtype=np.int64))
-    except (OSError, RuntimeError, KeyError, json.JSONDecodeError):
+    except (OSError, ValueError, KeyError):  # damaged JSON is a ValueError, too
         return None
     if (folder / "images.bin").stat().st_size != pixels.nbytes or len(labels) != len(pixels):
         return None
@@ -267,6 +268,14 @@ def _open(folder: Path) -> Images | None:
         scale=Scale(**described["scale"]) if described.get("scale") is not None else None,
         folder=folder,
     )
+
+
+def _mapped(file: Path, shape: Sequence[int]) -> Tensor:
+    """Maps a file of uint8 for reading. (A mapping that could be written, as torch's, must not be larger than the
+    memory.)"""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r", shape=tuple(shape)))
 
 
 def _prepare_alone(source: Source, data: DataConfig, scale: Scale | None = None) -> Images:

@@ -21,6 +21,7 @@ from distgan.models.layers import (
     eval_mode,
     from_bytes,
     frozen,
+    place,
     to_bytes,
 )
 from distgan.recipe import ModelConfig
@@ -44,6 +45,7 @@ __all__ = [
     "from_bytes",
     "frozen",
     "has_batch_norm",
+    "place",
     "synchronise",
     "to_bytes",
 ]
@@ -209,8 +211,8 @@ def build(model: ModelConfig, spec: ImageSpec, *, seed: int) -> tuple[Generator,
         spectral_norm.apply_spectral_norm(discriminator, rng, embeddings=True)
     if architecture.g_spectral:
         _normalise(generator, seed)
-    _lay_out(generator)
-    _lay_out(discriminator)
+    for network in (generator, discriminator):
+        place(network, torch.device("cpu"))
     return generator, discriminator
 
 
@@ -253,13 +255,8 @@ def build_generator(model: ModelConfig, spec: ImageSpec) -> Generator:
     generator.class_names = spec.class_names
     if architecture.g_spectral:
         _normalise(generator, seed=0)
-    _lay_out(generator)
+    place(generator, torch.device("cpu"))
     return generator
-
-
-def _lay_out(network: nn.Module) -> None:
-    """Lays weights out in memory as CPUs and tensor cores compute fastest: channels last."""
-    network.to(memory_format=torch.channels_last)
 
 
 def _normalise(generator: Generator, seed: int) -> None:

@@ -115,9 +115,10 @@ class _FromOnePixel(nn.ConvTranspose2d):
     """The textbook's first layer, (N, C, 1, 1) -> (N, C', H, W), as the matrix product that it is: that is quicker."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        weight = self.weight.permute(0, 2, 3, 1)  # as it lies in memory
-        y = x.flatten(1) @ weight.flatten(1)
-        return y.view(len(x), *weight.shape[1:]).permute(0, 3, 1, 2)
+        if not self.weight.is_contiguous(memory_format=torch.channels_last):
+            return (x.flatten(1) @ self.weight.flatten(1)).view(len(x), *self.weight.shape[1:])
+        weight = self.weight.permute(0, 2, 3, 1)  # as it lies in memory; so the map is channels last, too
+        return (x.flatten(1) @ weight.flatten(1)).view(len(x), *weight.shape[1:]).permute(0, 3, 1, 2)
 
 
 class _ToOnePixel(nn.Conv2d):

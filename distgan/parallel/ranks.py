@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distgan.errors import StoppedError, UserError, is_reported, mark_reported
+from distgan.models import place
 from distgan.parallel import launch
 from distgan.parallel.launch import MIXED_PRECISION, follow_launcher, launched_ranks, use_cpu
 from distgan.parallel.meeting import meet
@@ -92,7 +93,7 @@ class Wrapping(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def place(self, *networks: nn.Module) -> None: ...
+    def place(self, *networks: nn.Module, mixed: bool) -> None: ...
 
     def wrap(self, *parts: Any) -> tuple[Any, ...]: ...
 
@@ -108,7 +109,8 @@ class Wrapping(Protocol):
 
 
 class Ranks:
-    """The ranks of one start. As a context, it finds them, watches over them, and leaves the process as it was.
+    """The ranks of one start. As a context, it finds them, watches over them, and leaves the process as it was, except
+    that on a CPU glibc goes on keeping freed memory.
 
     Until `join` there is no process group, and no GPU is touched.
     """
@@ -230,12 +232,10 @@ class Ranks:
         """Returns this rank's device."""
         return self.accelerator.device
 
-    def place(self, *networks: nn.Module) -> None:
-        """Moves networks to the device. A GPU that computes in fp32 wants contiguous weights, not channels last."""
-        contiguous = self.device.type == "cuda" and self.accelerator.mixed_precision == "no"
-        layout = torch.contiguous_format if contiguous else torch.channels_last
+    def place(self, *networks: nn.Module, mixed: bool) -> None:
+        """Moves networks to the device, in the layout in which it computes their precision fastest."""
         for network in networks:
-            network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+            place(network, self.device, mixed=mixed and self.accelerator.mixed_precision != "no")
 
     def wrap(self, *parts: Any) -> tuple[Any, ...]:
         """Collective: returns networks and optimisers as Accelerate and DDP wrap them."""
@@ -246,7 +246,7 @@ class Ranks:
         return wrapped
 
     def backward(self, loss: Tensor) -> None:
-        """Computes gradients, by the loss scaler in fp16."""
+        """Computes gradients, scaled by the loss scaler in fp16."""
         self.accelerator.backward(loss)
 
     @property
@@ -260,16 +260,7 @@ class Ranks:
 
     def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
         """Returns the network without the autocast that Accelerate wraps around its forward pass."""
-
-        def run(*inputs: Any) -> Tensor:
-            wrapped = vars(network).pop("forward", None)  # Accelerate's, which hides the class's own
-            try:
-                return network(*inputs)
-            finally:
-                if wrapped is not None:
-                    network.forward = wrapped
-
-        return run
+        return without_autocast(network)
 
     def refuse_differences(self, described: dict[str, Any]) -> None:
         """Collective: compares the descriptions of all ranks with rank zero's.
@@ -396,13 +387,26 @@ class Ranks:
             error.add_note(f"This was rank {self.rank} at step {self.watchdog.step + 1}.")
 
 
+def without_autocast(network: Any) -> Callable[..., Tensor]:
+    """Returns the network without what hides its class's forward pass."""
+
+    def run(*inputs: Any) -> Tensor:
+        wrapped = vars(network).pop("forward", None)
+        try:
+            return network(*inputs)
+        finally:
+            if wrapped is not None:
+                network.forward = wrapped
+
+    return run
+
+
 def _keep_freed_memory() -> None:
-    """Has glibc keep what is freed for the next allocation. Otherwise each activation is a new mapping, whose pages the
-    system must clear first: a sixth of a DCGAN's step on a CPU."""
+    """Tells glibc to keep freed memory for the next allocation. Otherwise each activation is a new mapping, whose pages
+    the system must clear first: a seventh of a DCGAN's step on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in other C libraries
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if mallopt is not None and (mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 1 << 25)):
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # some versions refuse more than 32 MiB above
 
 
 def _mean_in_bf16(

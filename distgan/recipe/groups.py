@@ -139,8 +139,9 @@ class DataConfig:
     """Where the images are kept: in the device's memory, in the host's, on `disk`, from which threads read them ahead,
     or (auto) on the device if they fit there, otherwise in the host's memory. The batches are the same in each case."""
     window: int | None = None
-    """For images on a slow disk: shuffle pieces of 256 images that follow each other on the disk, and then images
-    within this many of that sequence. If unset, each epoch is a permutation of all images."""
+    """For a slow disk: blocks of 256 neighbouring images are shuffled, and then the images within every so many of that
+    order, which are read ahead together. If unset, each epoch is a permutation of all images. If images are sorted by
+    class, choose it much larger than 256 times the number of classes."""
 
     def __post_init__(self) -> None:
         _expand_paths("data", self)
@@ -158,7 +159,7 @@ class DataConfig:
                 )
 
         if self.window is not None:
-            _at_least("data.window", self.window, 256)
+            _at_least("data.window", self.window, 4096)
 
     def _check_size(self) -> None:
         """Refuses sizes that no network has. Stores height and width as a tuple, or as one number if they are equal."""

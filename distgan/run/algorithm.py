@@ -24,7 +24,7 @@ class Step:
     rates: Rates
     """Their learning rates."""
     schedules: Schedules
-    """All that changes in the course of a run, learning rates among it."""
+    """All that changes in the course of a run, including the learning rates."""
     adaptation: Adaptation
     """The probability of augmentation."""
     meter: Meter
@@ -42,7 +42,7 @@ class Step:
         discriminator: nn.Module,
         average: Average,
     ) -> None:
-        """Moves the images to where `data.placement` keeps them, and the networks to the device, and wraps these.
+        """Moves the images to where `data.placement` keeps them, and the networks to the device. Wraps the networks.
 
         Args:
             config: the run's recipe.
@@ -60,7 +60,8 @@ class Step:
         self._feed = _feed(config, ranks, images, seed)
         self.adaptation, self.meter = Adaptation(config, objective.augment, ranks), Meter(objective.logged, ranks)
 
-        ranks.place(generator, discriminator, average.generator)
+        ranks.place(generator, discriminator, mixed=True)
+        ranks.place(average.generator, mixed=False)
         if ranks.world > 1 and config.model.sync_batchnorm:
             models.synchronise(generator)
             models.synchronise(discriminator)

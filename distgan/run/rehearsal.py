@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from distgan import models
 from distgan.data import Images
 from distgan.ema import Average
-from distgan.models import ImageSpec
+from distgan.models import Generator
 from distgan.objective import Objective
+from distgan.parallel.ranks import without_autocast
 from distgan.recipe import Config
 from distgan.run.algorithm import Step
 from distgan.seeding import RunSeed
@@ -28,74 +28,79 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Memory:
-    """What one process of a run needs on a GPU, in bytes, without what CUDA and its libraries take for themselves."""
+    """What a training step of one process needs on a GPU, in bytes, without what CUDA and its libraries take.
+
+    It has not been compared with a GPU yet. In mixed precision on several GPUs, copies in fp32 of the maps that batch
+    norm normalises come on top.
+    """
 
     weights: int
     """Of both networks and of the average, with their buffers."""
     moments: int
     """Adam's, of both networks."""
     gradients: int
-    """Of the larger network, or, where DDP keeps both networks' in its buckets, of both."""
-    images: int
-    """The training images, if they are kept on the GPU."""
-    graph: int
+    """Of the larger network; of both if there are several processes, because DDP keeps both."""
+    activations: int
     """The most that activations, and all else that comes and goes within a step, need at once beside these."""
-
-    @property
-    def total(self) -> int:
-        """Returns the most that is needed at once."""
-        return self.weights + self.moments + self.gradients + self.images + self.graph
+    images: int
+    """The training images, if `data.placement` keeps them on the GPU, or if it may: `auto` does where they fit."""
 
 
-def memory(config: Config, images: Images, spec: ImageSpec, *, world: int) -> Memory:
-    """Accounts for the memory of a step of rank zero of `world` ranks; computes nothing and allocates nothing."""
+def memory(
+    config: Config, images: Images, *, world: int, generator: Generator, discriminator: nn.Module, average: Average
+) -> Memory:
+    """Accounts for the memory of a step of one of `world` ranks. Computes nothing, and takes all numbers out of the
+    networks."""
     share = replace(config.train, batch_size=config.train.batch_size // world)  # what one rank does by itself
-    rehearsal = Rehearsal(replace(config, train=share), spec)
+    alone = replace(config, train=share, data=replace(config.data, placement="auto"))
     with FakeTensorMode(), _Account() as account:
-        blank = torch.zeros(images.pixels.shape, dtype=torch.uint8)
-        labels = torch.zeros(images.labels.shape, dtype=torch.int64) if images.labels is not None else None
-        blanks = replace(images, pixels=blank, labels=labels)
-        step = rehearsal.begin(blanks, device=torch.device("cpu"))
+        blanks = replace(
+            images,
+            pixels=torch.zeros(1, dtype=torch.uint8).expand(images.pixels.shape),
+            labels=torch.zeros(1, dtype=torch.int64).expand(len(images.pixels)) if images.labels is not None else None,
+        )
+        step = rehearsed(
+            alone,
+            blanks,
+            generator=generator,
+            discriminator=discriminator,
+            average=average,
+            device=torch.device("cpu"),
+        )
         for _ in range(2):  # Adam's moments come with the first update; a lazy penalty is due at both
             step(0)
-        networks = rehearsal.generator, rehearsal.discriminator
-        kept = [*networks, rehearsal.average.generator]
+        kept = [generator, discriminator, average.generator]
         weights = sum(t.nbytes for network in kept for t in network.state_dict().values())
-        gradients = [sum(p.nbytes for p in network.parameters() if p.requires_grad) for network in networks]
-        kept_on_gpu = 0 if config.data.placement == "host" else blank.nbytes
-        in_account = weights + 2 * sum(gradients) + max(gradients) + blank.nbytes
+        gradients = [sum(p.nbytes for p in network.parameters() if p.requires_grad) for network in kept[:2]]
         return Memory(
             weights=weights,
             moments=2 * sum(gradients),
             gradients=sum(gradients) if world > 1 else max(gradients),
-            images=kept_on_gpu,
-            graph=account.most - in_account,
+            activations=account.most - weights - 2 * sum(gradients) - max(gradients),
+            images=images.pixels.nbytes if config.data.placement in ("device", "auto") else 0,
         )
 
 
-class Rehearsal:
-    """The networks of a run, for a step of one rank by itself where nothing is computed."""
-
-    def __init__(self, config: Config, spec: ImageSpec) -> None:
-        """Builds the networks and the average, with numbers."""
-        self._config = config
-        self.generator, self.discriminator = models.build(config.model, spec, seed=config.run.seed)
-        if config.train.freeze_d:
-            models.freeze(self.discriminator, config.train.freeze_d)
-        self.average = Average(self.generator, config)
-
-    def begin(self, images: Images, *, device: torch.device) -> Step:
-        """Returns the step. Images may be without numbers, as everything else."""
-        return Step(
-            self._config,
-            _OnlyRank(device, mixed=self._config.train.precision != "fp32"),
-            images,
-            RunSeed(self._config.run.seed),
-            objective=Objective(self._config),
-            generator=self.generator,
-            discriminator=self.discriminator,
-            average=self.average,
-        )
+def rehearsed(
+    config: Config,
+    images: Images,
+    *,
+    generator: Generator,
+    discriminator: nn.Module,
+    average: Average,
+    device: torch.device,
+) -> Step:
+    """Returns a run's step for one rank by itself, on a device without arithmetic; images may be without numbers."""
+    return Step(
+        config,
+        _OnlyRank(device, mixed=config.train.precision != "fp32"),
+        images,
+        RunSeed(config.run.seed),
+        objective=Objective(config),
+        generator=generator,
+        discriminator=discriminator,
+        average=average,
+    )
 
 
 class _OnlyRank:
@@ -106,18 +111,18 @@ class _OnlyRank:
     def __init__(self, device: torch.device, *, mixed: bool) -> None:
         self.device, self._mixed = device, mixed
 
-    def place(self, *networks: nn.Module) -> None:
+    def place(self, *networks: nn.Module, mixed: bool) -> None:
         """Takes all numbers out of the networks."""
         for network in networks:
             blank: Callable[[Tensor], Tensor] = partial(_blank, device=self.device)
             network._apply(blank)  # type: ignore[no-untyped-call]
 
     def wrap(self, *parts: Any) -> tuple[Any, ...]:
-        return tuple(self._wrapped(part) if isinstance(part, nn.Module) else part for part in parts)
-
-    def _wrapped(self, network: nn.Module) -> nn.Module:
-        """Returns the network with bf16's autocast around its forward pass, as Accelerate's; fp16 needs as much."""
-        return _Autocast(network) if self._mixed and self.device.type == "cpu" else network
+        """Wraps bf16's autocast around the networks' forward passes, as Accelerate does; fp16 needs as much."""
+        for part in parts:
+            if isinstance(part, nn.Module) and self._mixed:
+                part.forward = partial(_in_bf16, part.forward)
+        return parts
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,7 +131,7 @@ class _OnlyRank:
         return nullcontext()
 
     def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
-        return network.network if isinstance(network, _Autocast) else network
+        return without_autocast(network)
 
     def all_reduce_sums(self, sums: Iterable[Tensor]) -> None: ...
 
@@ -134,20 +139,13 @@ class _OnlyRank:
         return [value]
 
 
+def _in_bf16(forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return forward(*inputs).float()
+
+
 def _blank(tensor: Tensor, *, device: torch.device) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-
-
-class _Autocast(nn.Module):
-    """A network whose forward pass is in bf16 where autocast says so; its results are in fp32."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Any) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.network(*inputs).float()
 
 
 class _Account(TorchDispatchMode):  # type: ignore[no-untyped-call]
