@@ -206,7 +206,7 @@ class Feed:
         first = asked if asked_seed == seed and position <= asked <= end else position
         self._asked_for = (seed, end)
         if first < end:
-            disk.read_ahead(self._order(seed, first, end - first), remember=self._window // seeding.BLOCK)
+            disk.read_ahead(self._order(seed, first, end - first), remember=2 * self._window // seeding.BLOCK + 2)
 
 
 _AHEAD = 8  # parts that are read ahead from disk, each by a thread of its own

@@ -2,7 +2,8 @@
 
 A store is a folder in the user's cache, named by a hash of the source's content and of the settings. One process of a
 machine prepares it while the others wait for its lock. It is renamed into place when it is whole, so that nobody uses
-half of one, and two jobs that prepare the same data at once do no harm. Every process maps it into memory.
+half of one, and two jobs that prepare the same data at once do no harm. A process maps it into memory, or reads single
+images of it.
 
     images.bin   uint8 (N, C, H, W)
     labels.bin   int64 (N,), -1 for an image without a label

@@ -426,8 +426,8 @@ class TrainConfig:
     """With `train.init_from`: do not train this many of the discriminator's blocks, counted from the image (FreezeD, Mo
     et al. 2020), so that few images do not make it forget what it knows."""
     compress: Literal["none", "bf16"] = "none"
-    """`bf16`: send gradients between processes in bf16, half as many bytes. They are rounded to 8 bits, so that updates
-    then depend on the number of processes. For slow networks."""
+    """`bf16`: send gradients between processes in bf16, half as many bytes, for slow networks. They and their sums are
+    rounded to 8 bits, so that updates depend on the number of processes."""
     deterministic: bool = False
     """On CUDA, use only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 

@@ -22,6 +22,7 @@ from distgan.recipe import ModelConfig
 from distgan.storage import tensors
 
 STEPS = 4
+FLAGS = 12  # bytes, on a CPU group of their own, read a step later
 QUIET = [*TINY, "--track.log_every=100", "--track.sample_every=100", "--checkpoint.every=100", f"--train.steps={STEPS}"]
 
 
@@ -60,11 +61,10 @@ def test_what_a_wasteful_step_does_would_be_seen(tmp_path):
 def test_each_gradient_crosses_the_wire_once(tmp_path):
     G, D = models.build(ModelConfig(width=4, latent_dim=8), models.ImageSpec(image_size=32, channels=1), seed=0)
     gradients = 4 * sum(p.numel() for network in (G, D) for p in network.parameters())
-    flags = 12  # on a CPU group of their own, read a step later
     (tmp_path / "plain").mkdir()
     for step in counted(tmp_path / "plain", "--model.sync_batchnorm=false", world=2):
         assert step["host syncs"] == {}
-        assert step["wire"] == {"allreduce_": gradients + flags}
+        assert step["wire"] == {"allreduce_": gradients + FLAGS}
         plain = step["collectives"]["allreduce_"]
     # Batch norm, synchronised: one gather per layer and pass through it in training, forward or backward.
     in_G, in_D, passes_G = 3, 2, 2
@@ -95,7 +95,7 @@ def test_compressed_gradients_are_half_as_many_bytes_and_nearly_the_same(tmp_pat
         assert launch([*QUIET, *overrides, f"--run.dir={run}", "--run.stop_at=1"], world=2) == [0, 0]
         for step in counted(tmp_path / kind, *overrides, world=2):
             assert step["host syncs"] == {}
-            sent[kind] = step["wire"]["allreduce_"] - 12
+            sent[kind] = step["wire"]["allreduce_"] - FLAGS
         first = run / "checkpoints" / "step_00000001"
         moments[kind] = tensors.read(first / "discriminator_optimizer.safetensors")  # of the first update of all
     assert sent["bf16"] == sent["none"] / 2

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -334,6 +335,7 @@ def test_check_prints_what_would_run_and_touches_nothing(tmp_path, capfd):
     assert "width: 8" in out
     assert "1,797 of 64x64x1" in out
     assert "processes            1, 128 images each" in out
+    assert re.search(r"memory on a GPU      [0-9.]+ MB per process, estimated .*; images 7.4 MB, if they fit", out)
     assert not run.exists()
 
 

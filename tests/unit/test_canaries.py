@@ -21,7 +21,7 @@ def accelerator():
 
 
 def test_prepare_patches_the_network_itself_so_that_the_unwrapped_one_runs_in_mixed_precision_too(accelerator):
-    """train.py calls the unwrapped D in G's step."""
+    """algorithm.py calls the unwrapped D in G's step."""
     network = nn.Sequential(nn.Linear(2, 2))
     inside = []
     network[0].register_forward_hook(lambda module, args, output: inside.append(output.dtype))
@@ -36,7 +36,7 @@ def test_accelerate_has_no_name_of_its_own_for_ddps_forward_sync_buffers():
 
 
 def test_prepare_keeps_the_optimiser_that_it_wraps(accelerator):
-    """checkpoint.py reads the state of the optimiser that train.py made."""
+    """checkpoint.py reads the state of the optimiser that algorithm.py made."""
     network = nn.Linear(2, 2)
     adam = torch.optim.Adam(network.parameters(), fused=True)
     _, wrapped = accelerator.prepare(network, adam)

@@ -1,7 +1,12 @@
 """Sources and batches, on real files read by the real library."""
 
+import dataclasses
 import io
+import itertools
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,7 +18,7 @@ from sklearn.datasets import load_digits
 from support.pictures import idx_folder
 from support.programs import processes
 
-from distgan import data
+from distgan import data, seeding
 from distgan.data import sources, store
 from distgan.recipe import DataConfig
 
@@ -111,10 +116,10 @@ def test_without_network_and_cache_the_local_way_is_named(monkeypatch, tmp_path)
         data.load(DataConfig(source="cifar10"))
 
 
-def feed_of(images, config, shares, *, labels=True, d_steps=1, g_batch="shared"):
+def feed_of(images, config, shares, *, labels=True, d_steps=1, g_batch="shared", batch=6):
     device, steps = torch.device("cpu"), {"d_steps": d_steps, "g_batch": g_batch}
     return data.Feed(
-        images, config, labels=labels, latent_dim=2, seed=0, batch_size=6, shares=shares, device=device, **steps
+        images, config, labels=labels, latent_dim=2, seed=0, batch_size=batch, shares=shares, device=device, **steps
     )
 
 
@@ -170,6 +175,77 @@ def test_placements_and_pieces_give_the_same_batches_bit_for_bit(tmp_path, pictu
     for placement in ("auto", "device", "host", "disk"):
         for shares in (data.shares(6, rank=0, world=1, most=most) for most in (None, 2)):
             assert all(map(torch.equal, batches(placement, shares), expected))
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """30,000 images in a store: more than seven windows."""
+    folder, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30_000, 1, 32, 32), dtype=np.uint8)
+    pixels.tofile(folder / "images.bin")
+    images = data.load(DataConfig())
+    labels = torch.arange(30_000) % 10
+    return dataclasses.replace(images, pixels=torch.from_numpy(pixels), labels=labels, folder=folder)
+
+
+def test_a_window_gives_the_same_batches_from_disk_to_any_number_of_ranks_and_from_any_step(many):
+    def batches(placement, world=1, first=0, window=4096):
+        config = DataConfig(flip=True, placement=placement, window=window)
+        shares = [data.shares(600, rank=rank, world=world) for rank in range(world)]
+        feeds = [feed_of(many, config, share, batch=600) for share in shares]
+        steps = range(first, 60)  # one epoch and a fifth
+        drawn = [[next(feed.for_discriminator(step, 0)) for feed in feeds] for step in steps]
+        return [(torch.cat([b.real for b in parts]), torch.cat([b.y for b in parts])) for parts in drawn]
+
+    expected = batches("host")
+    assert torch.cat([real for real, _ in expected[:50]]).flatten(1)[:, :20].unique(dim=0).shape[0] == 30_000
+    for others in (batches("disk"), batches("disk", world=2), batches("disk", world=3)):
+        assert all(map(torch.equal, itertools.chain(*others), itertools.chain(*expected)))
+    later = batches("disk", first=47)
+    assert all(map(torch.equal, itertools.chain(*later), itertools.chain(*expected[47:])))
+    assert not torch.equal(batches("disk", first=59, window=8192)[0][0], expected[59][0])
+
+
+def test_blocks_are_asked_for_a_window_ahead_and_again_in_the_next_epoch(many, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, length, kind: asked.append((start, length, kind)))
+    feed = feed_of(many, DataConfig(placement="disk", window=4096), [slice(0, 600)], batch=600)
+    feed._gather("0", 0, 0)
+    block = 256 * 32 * 32
+    ahead = [start for start, _, kind in asked if kind == os.POSIX_FADV_WILLNEED]
+    blocks = {start // block for start in ahead}
+    assert 17 <= len(blocks) <= 34  # those of a window, and of the next window's first images, from all over it
+    assert sorted(ahead) == sorted({start for b in blocks for start in range(b * block, (b + 1) * block, 128 * 1024)})
+    wanted = set(seeding.order(0, 0, 4096, total=30_000, window=4096) // 256)
+    assert wanted <= blocks
+    asked.clear()
+    for number in range(1, 100):  # two epochs
+        feed._gather("0", number, 0)
+    again = [start // block for start, _, _ in asked if start % block == 0]
+    assert 1.5 * 117 < len(again) < 2.5 * 117  # in each epoch each of them once, except a few
+
+
+def test_a_store_that_has_become_shorter_is_named(many, tmp_path):
+    (tmp_path / "images.bin").write_bytes((many.folder / "images.bin").read_bytes()[: 100 * 1024])
+    shorter = dataclasses.replace(many, folder=tmp_path)
+    feed = feed_of(shorter, DataConfig(placement="disk"), [slice(0, 600)], batch=600)
+    with pytest.raises(OSError, match=f"{tmp_path} have become shorter during the run: remove that folder"):
+        next(feed.for_discriminator(0, 0))
+
+
+def test_a_store_larger_than_what_a_process_may_allocate_can_be_opened(tmp_path):
+    """As on a machine whose memory is smaller: a mapping that could be written would be refused."""
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        from distgan.data import store
+        with open(sys.argv[1], "wb") as stream:
+            stream.truncate(8 << 30)
+        resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+        pixels = store._mapped(Path(sys.argv[1]), (2 << 20, 1, 64, 64))
+        assert pixels[-1].sum() == 0
+    """
+    subprocess.run([sys.executable, "-c", code, tmp_path / "images.bin"], check=True)
 
 
 def test_the_shares_of_all_ranks_cover_a_batch_once_in_order():
