@@ -3,10 +3,10 @@
     python benchmarks/scaling.py --step 0.1 [--latency 20e-6 --bandwidth 12.5e9] [RECIPE …]
     python benchmarks/scaling.py --check        # against 2 and 4 processes here, with a delay in each collective
 
-`--step` is the measured time of a step with the whole batch on one device. The global batch is fixed: a process's share
-shrinks with the number of processes, and so does its computing; what it sends does not. A step takes FIXED +
-(STEP - FIXED) / processes + communication, FIXED being the part that no smaller share makes faster. Communication is that
-of rings, none of it hidden behind computing: each update's gradients cross the wire once, in DDP's buckets, and
+`--step` is the measured time of a step with the whole batch on one device. The global batch is fixed: a process's
+share shrinks with the number of processes, and so does its computing; what it sends does not. A step takes FIXED +
+(STEP - FIXED) / processes + communication; FIXED is the part that no smaller share makes faster. Communication is
+that of rings, none of it hidden behind computing: each update's gradients cross the wire once, in DDP's buckets, and
 synchronised batch norm gathers its statistics once per layer and pass. tests/equality/test_counts.py counts both.
 """
 
