@@ -116,9 +116,9 @@ class _FromOnePixel(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if not self.weight.is_contiguous(memory_format=torch.channels_last):
-            return (x.flatten(1) @ self.weight.flatten(1)).view(len(x), *self.weight.shape[1:])
+            return (x.flatten(1) @ self.weight.flatten(1)).view(-1, *self.weight.shape[1:])
         weight = self.weight.permute(0, 2, 3, 1)  # as it lies in memory; so the map is channels last, too
-        return (x.flatten(1) @ weight.flatten(1)).view(len(x), *weight.shape[1:]).permute(0, 3, 1, 2)
+        return (x.flatten(1) @ weight.flatten(1)).view(-1, *weight.shape[1:]).permute(0, 3, 1, 2)
 
 
 class _ToOnePixel(nn.Conv2d):
