@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test test-fast soak modes slurm slurm-down check format clean
+.PHONY: help install quickstart test test-fast soak modes bench slurm slurm-down check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,8 +18,8 @@ help:  ## this list
 
 install: .venv/.run  ## make .venv with distgan in it
 
-quickstart: .venv/.run  ## train on handwritten digits, two processes on the CPU, 3 to 6 minutes, after 2 minutes of installing
-	$(BIN)/accelerate launch --config_file launch/cpu2.yaml -m distgan.train --config configs/quickstart.yaml
+quickstart: .venv/.run  ## train on handwritten digits, a few minutes on a CPU, after 2 minutes of installing
+	$(BIN)/distgan train --config configs/quickstart.yaml
 
 test: .venv/.dev  ## the tests, two at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -32,6 +32,11 @@ soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 
 modes: .venv/.run  ## which recipes cover 25 modes: 39 runs of 90 s and two of 15 minutes (about an hour); writes docs/modes.md
 	$(BIN)/python benchmarks/modes.py
+
+bench: .venv/.dev  ## speeds against the textbook's loop, on this machine alone (about a quarter of an hour)
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/scaling.py --check
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)
 	@slurm/local_cluster up

@@ -110,7 +110,7 @@ def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Re
             found = exported.find(run, raw=weights == "raw")
             config = _config(found.recipe, **settings)
             images = _data(found, config)
-            rules.check_standing(config.standing, with_batch_norm=has_batch_norm(found.generator))
+            rules.check_standing(config.standing, with_batch_norm=has_batch_norm(found.generator), name="--standing")
             evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
         same = {"generator": run, "step": found.step, **asdict(config), **launch.versions()}

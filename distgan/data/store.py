@@ -255,7 +255,7 @@ def _open(folder: Path) -> Images | None:
         shape = described["shape"]
         pixels = _mapped(folder / "images.bin", shape)
         labels = torch.from_numpy(np.fromfile(folder / "labels.bin", dtype=np.int64))
-    except (OSError, ValueError, KeyError):  # damaged JSON is a ValueError, too
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):  # it is damaged in one way or another
         return None
     if (folder / "images.bin").stat().st_size != pixels.nbytes or len(labels) != len(pixels):
         return None
@@ -318,6 +318,8 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
         existing = _open(folder)
         if existing is None or existing.plain is None:
             shutil.rmtree(folder, ignore_errors=True)  # not whole, or made by older rules
+            if folder.is_file():
+                folder.unlink()
             with contextlib.suppress(OSError):  # without file locks, another process may just have been first
                 partial.rename(folder)
     finally:

@@ -22,6 +22,11 @@ def _at_least(key: str, value: int, minimum: int) -> None:
         raise UserError(f"{key} is {value}, but must be at least {minimum}.")
 
 
+def _at_most(key: str, value: int, maximum: int) -> None:
+    if value > maximum:
+        raise UserError(f"{key} is above {maximum:,}: choose less.")
+
+
 def _positive(key: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{key} is {value}, but must be above 0.")
@@ -248,6 +253,7 @@ class PenaltyConfig:
         if self.weight is not None:
             _positive("penalty.weight", self.weight)
         _at_least("penalty.every", self.every, 1)
+        _at_most("penalty.every", self.every, 1_000_000)
         for key, default in {"weight": None, "every": 1}.items():
             if self.name is None and getattr(self, key) != default:
                 unset = "null" if default is None else default

@@ -84,7 +84,7 @@ def _check_ramps(config: Config) -> None:
             f"ramp.probability is {ramp.probability}, but there is no probability to start from: set augment.policy to "
             "ada and augment.probability, such as 0."
         )
-    if config.augment.probability == 0 and ramp.probability is None:
+    if config.augment.probability == 0 and not ramp.probability:
         raise UserError(
             "augment.probability is 0, and ramp.probability does not raise it, so nothing would be augmented: set one "
             "of them, or augment.policy to null."
@@ -147,16 +147,14 @@ def check_precision(config: Config, *, fp16_works: bool) -> None:
         )
 
 
-def check_standing(standing: int | None, *, with_batch_norm: bool) -> None:
+def check_standing(standing: int | None, *, with_batch_norm: bool, name: str = "eval.standing") -> None:
     """Refuses standing statistics for a generator that has no batch norm.
 
     Raises:
         UserError: `eval.standing` is set, and it has none.
     """
     if standing is not None and not with_batch_norm:
-        raise UserError(
-            f"eval.standing is {standing}, but the generator has no batch norm, so no statistics: set it to null."
-        )
+        raise UserError(f"{name} is {standing}, but the generator has no batch norm, so no statistics: leave it out.")
 
 
 def check_parts(config: Config, *, parts: int, with_batch_norm: Sequence[str]) -> None:

@@ -66,7 +66,7 @@ def prepare(config: Config) -> Materials:
 
     # The networks, and the weights that they start from.
     spec = _spec(config, images)
-    generator, discriminator = models.build(config.model, spec, seed=config.run.seed)
+    generator, discriminator = _networks(config, spec)
     networks = {"generator": generator, "discriminator": discriminator}
     rules.check_parts(
         config,
@@ -84,6 +84,18 @@ def prepare(config: Config) -> Materials:
     evaluation = _evaluation(config, folder, spec, rank=rank)
     unseen = unseen_images(config.data, images.scale, classes=len(spec.class_counts)) if rank == 0 else None
     return Materials(objective, folder, images, spec, generator, discriminator, average, evaluation, unseen)
+
+
+def _networks(config: Config, spec: ImageSpec) -> tuple[Generator, models.Discriminator]:
+    try:
+        return models.build(config.model, spec, seed=config.run.seed)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"the networks do not fit in this machine's memory with model.width {config.model.width} and "
+            f"model.latent_dim {config.model.latent_dim}: choose less."
+        ) from error
 
 
 def _spec(config: Config, images: data.Images) -> ImageSpec:

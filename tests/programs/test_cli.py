@@ -339,6 +339,22 @@ def test_check_prints_what_would_run_and_touches_nothing(tmp_path, capfd):
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--model.width=1000000000"], "do not fit in this machine's memory with model.width 1000000000"),
+        (["--penalty.name=r1", "--model.d_norm=none", f"--penalty.every=1{400 * '0'}"], "above 1,000,000"),
+        (
+            ["--augment.policy=ada", "--augment.probability=0", "--ramp.images=100", "--ramp.probability=0"],
+            "nothing would be augmented",
+        ),
+        (["--data.window=255"], "data.window is 255, but must be at least 4096"),
+    ],
+)
+def test_values_without_sense_or_bound(tmp_path, capfd, overrides, words):
+    assert words in complaint(capfd, "train", "--check", f"--run.dir={tmp_path / 'run'}", *overrides)
+
+
 def test_the_program_itself_says_it_and_exits_with_2(tmp_path):
     """As a user starts it, once: the console script, and under the launcher."""
     argv = ["--run.dir", str(tmp_path / "run"), "--train.batch_size=7"]

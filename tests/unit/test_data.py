@@ -255,6 +255,23 @@ def test_the_shares_of_all_ranks_cover_a_batch_once_in_order():
         assert [i for part in slices for i in range(12)[part]] == list(range(12))
 
 
+@pytest.mark.parametrize("content", [b"[]", b'{"shape": "x", "classes": null}', b"\xff\xfe", b"{}", b""])
+def test_a_damaged_description_of_a_store_is_made_again(tmp_path, content):
+    config = DataConfig(cache=str(tmp_path))
+    images = data.load(config)
+    (images.folder / "store.json").write_bytes(content)
+    assert torch.equal(data.load(config).pixels, images.pixels)
+
+
+def test_a_file_in_a_stores_place_is_replaced(tmp_path):
+    config = DataConfig(cache=str(tmp_path))
+    images = data.load(config)
+    pixels = images.pixels.clone()
+    shutil.rmtree(images.folder)
+    images.folder.write_bytes(b"")
+    assert torch.equal(data.load(config).pixels, pixels)
+
+
 def cut(file, to=-100):
     file.write_bytes(file.read_bytes()[:to])
 
