@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from turns import Program, processor, ratio, speeds, tick
+from turns import Program, processor, ratio, speeds
 
 SIDE, CHUNK = 32, 10_000
 GROUP = Path("/sys/fs/cgroup/memory" if Path("/sys/fs/cgroup/memory").exists() else "/sys/fs/cgroup")
@@ -88,21 +88,21 @@ def train(store: Path, overrides: list[str]) -> None:
     """A child: trains on the store, within its cgroup."""
     if group := os.environ["DISTGAN_BENCHMARK_GROUP"]:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
-    import torch
+    from trained import ticking
 
     from distgan import data
     from distgan import train as program
+    from distgan.data.store import _mapped
 
-    count, load, due = json.loads((store / "count.json").read_text()), data.load, program.after_step
+    count, load = json.loads((store / "count.json").read_text()), data.load
 
     def loaded(config: object, **options: object) -> data.Images:
         images = load(dataclasses.replace(config, source="digits", channels=3))
-        shape = (count, 3, SIDE, SIDE)
-        pixels = torch.from_file(str(store / "images.bin"), size=count * 3 * SIDE**2, dtype=torch.uint8).view(shape)
+        pixels = _mapped(store / "images.bin", (count, 3, SIDE, SIDE))
         return dataclasses.replace(images, pixels=pixels, labels=None, classes=None, folder=store)
 
     data.load = loaded
-    program.after_step = lambda run, step: (step := due(run, step), tick(step))[0]
+    ticking()
     common = ["--data.source=digits", "--data.channels=3", "--model.width=32", "--train.batch_size=64"]
     program.main([*common, "--train.steps=1000000", "--track.to=none", "--checkpoint.every=1000000", *overrides])
 

@@ -16,7 +16,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from turns import processor
 
 ROOT = Path(__file__).parent.parent
 SIZE, SIDE, SIGMA, JITTER = 32, 5, 1.5, 0.25  # pixels; blobs have standard deviation SIGMA, their places JITTER
@@ -272,7 +274,7 @@ def table(found: Mapping[str, Sequence[Found]], seconds: float) -> str:
             "table shows how training begins, not how it ends.",
             "",
             f"Written by `make modes` on {datetime.date.today()}: {seconds:.0f} s of training for each run, "
-            f"one thread, two runs at a time, on {_processor()}, torch "
+            f"one thread, two runs at a time, on {processor()}, torch "
             f"{importlib.metadata.version('torch')}. The learning rate is 1e-3 (at its start, if the recipe has a "
             f"schedule), and the half-life of the averaged weights 2,000 images. {SAMPLES:,} samples from each run. "
             "`cifar10_sngan_cond` gets the position as a label: it is told which mode to draw, so it does not have to "
@@ -303,11 +305,6 @@ def plotted(name: str, points: Sequence[Point]) -> str:
             "",
         ]
     )
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

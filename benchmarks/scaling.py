@@ -155,13 +155,13 @@ def check() -> None:
 def train_delayed() -> None:
     """A child of `check`: trains with a delay in each collective of the step."""
     import torch.distributed as dist
-    from turns import tick
+    from trained import ticking
 
     from distgan import train
     from distgan.parallel.ranks import Ranks
 
     latency, bandwidth = map(float, os.environ[DELAYED].split(","))
-    network, due, gather, wrap = Network(latency, bandwidth), train.after_step, dist.all_gather_single, Ranks.wrap
+    network, gather, wrap = Network(latency, bandwidth), dist.all_gather_single, Ranks.wrap
 
     def slow_gather(out: Any, part: Any, *args: Any, **options: Any) -> Any:
         time.sleep(network.all_gather(part.nbytes, dist.get_world_size()))
@@ -182,13 +182,7 @@ def train_delayed() -> None:
 
     dist.all_gather_single, Ranks.wrap = slow_gather, wrapped  # type: ignore[method-assign]
 
-    def after_step(run: Any, step: int) -> int:
-        step = due(run, step)
-        if run.ranks.rank == 0:
-            tick(step)
-        return step
-
-    train.after_step = after_step
+    ticking()
     train.main(sys.argv[1:])
 
 

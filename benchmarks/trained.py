@@ -3,7 +3,6 @@
 python benchmarks/trained.py --config RECIPE …        # or `accelerate launch … benchmarks/trained.py …`
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,18 +13,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from turns import tick
 
 
-def main() -> None:
+def ticking() -> None:
+    """Has each step of a training in this process reported."""
     due = train.after_step
 
     def after_step(run: Housekeeping, step: int) -> int:
         step = due(run, step)
-        if os.environ.get("RANK", "0") == "0":
+        if run.ranks.rank == 0:
             tick(step)
         return step
 
     train.after_step = after_step
-    train.main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    main()
+    ticking()
+    train.main(sys.argv[1:])

@@ -26,6 +26,7 @@ from distgan import paths
 from distgan.cli import write_json
 from distgan.data.store import cache_folder
 from distgan.errors import UserError
+from distgan.models import place
 from distgan.parallel import launch
 from distgan.parallel.launch import node, started_by
 from distgan.parallel.ranks import Ranks
@@ -263,7 +264,7 @@ def _advise_one(facts: dict[str, Any]) -> list[tuple[Weight, str]]:
 def _speed_of_bf16() -> float:
     """Tries both precisions for about a second, and returns how many times as fast as fp32 bf16 is on this CPU."""
     network = nn.Sequential(nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(64, 128, 4, 2, 1))
-    network.to(memory_format=torch.channels_last)
+    place(network, torch.device("cpu"))
     images = torch.linspace(-1, 1, 32 * 3 * 32 * 32).view(32, 3, 32, 32)
     times: dict[bool, list[float]] = {False: [], True: []}
     end = time.perf_counter() + 1.0

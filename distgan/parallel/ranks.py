@@ -101,8 +101,6 @@ class Wrapping(Protocol):
 
     def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]: ...
 
-    def in_full_precision(self, network: Any) -> Callable[..., Tensor]: ...
-
     def all_reduce_sums(self, sums: Iterable[Tensor]) -> None: ...
 
     def gather(self, value: T) -> list[T]: ...
@@ -258,10 +256,6 @@ class Ranks:
         """Wraps forward and backward of one piece: only the last piece sends gradients over the wire, all at once."""
         return nullcontext() if last else self.accelerator.no_sync(network)
 
-    def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
-        """Returns the network without the autocast that Accelerate wraps around its forward pass."""
-        return without_autocast(network)
-
     def refuse_differences(self, described: dict[str, Any]) -> None:
         """Collective: compares the descriptions of all ranks with rank zero's.
 
@@ -388,10 +382,10 @@ class Ranks:
 
 
 def without_autocast(network: Any) -> Callable[..., Tensor]:
-    """Returns the network without what hides its class's forward pass."""
+    """Returns the network without the autocast that Accelerate wraps around its forward pass."""
 
     def run(*inputs: Any) -> Tensor:
-        wrapped = vars(network).pop("forward", None)
+        wrapped = vars(network).pop("forward", None)  # Accelerate's, which hides the class's own
         try:
             return network(*inputs)
         finally:

@@ -8,7 +8,7 @@ from distgan.data import Images
 from distgan.ema import Average
 from distgan.models import Generator, eval_mode, frozen
 from distgan.objective import Objective
-from distgan.parallel.ranks import Wrapping, settle_gradient_buckets
+from distgan.parallel.ranks import Wrapping, settle_gradient_buckets, without_autocast
 from distgan.recipe import Config
 from distgan.run.adaptation import Adaptation
 from distgan.run.meter import Meter
@@ -68,7 +68,7 @@ class Step:
         adam_G, adam_D = _adam(generator, config), _adam(discriminator, config)
         self.adams = {"generator": adam_G, "discriminator": adam_D}
         self._G, self._D, self._opt_G, self._opt_D = ranks.wrap(generator, discriminator, adam_G, adam_D)
-        self._plain_D = ranks.in_full_precision(discriminator)
+        self._plain_D = without_autocast(discriminator)
         self.rates = Rates.of(config, self.adams)
         self.schedules = Schedules(self.rates, Beta2(config, self.adams), average, objective.penalties, self.adaptation)
         if ranks.world > 1:

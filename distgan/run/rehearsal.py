@@ -18,7 +18,6 @@ from distgan.data import Images
 from distgan.ema import Average
 from distgan.models import Generator
 from distgan.objective import Objective
-from distgan.parallel.ranks import without_autocast
 from distgan.recipe import Config
 from distgan.run.algorithm import Step
 from distgan.seeding import RunSeed
@@ -129,9 +128,6 @@ class _OnlyRank:
 
     def synced(self, network: Any, *, last: bool) -> AbstractContextManager[None]:
         return nullcontext()
-
-    def in_full_precision(self, network: Any) -> Callable[..., Tensor]:
-        return without_autocast(network)
 
     def all_reduce_sums(self, sums: Iterable[Tensor]) -> None: ...
 

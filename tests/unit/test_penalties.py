@@ -16,7 +16,7 @@ from distgan.models import ImageSpec, build
 from distgan.objective import Objective, losses, penalties
 from distgan.objective.augment import Augment
 from distgan.objective.penalties import Due, Penalties, penalised
-from distgan.parallel.ranks import Ranks
+from distgan.parallel.ranks import Ranks, without_autocast
 from distgan.recipe import AugmentConfig, Config, ModelConfig, PenaltyConfig, RunConfig, TrainConfig
 
 SHAPE = (6, 2, 3, 3)
@@ -168,7 +168,7 @@ def under_bf16(path):
     with Ranks(timeout=60) as ranks:
         ranks.join(precision="bf16", tf32=False)
         ranks.accelerator.prepare(wrapped)
-        critic = ranks.in_full_precision(wrapped)
+        critic = without_autocast(wrapped)
         found = {"rounded": float((wrapped(real) - plain(real)).abs().max())}
         for name in penalties.PENALTIES:
             values = []
