@@ -33,9 +33,13 @@ soak: .venv/.dev  ## kill -9 at random moments, thirty times (minutes)
 modes: .venv/.run  ## which recipes cover 25 modes: 39 runs of 90 s and two of 15 minutes (about an hour); writes docs/modes.md
 	$(BIN)/python benchmarks/modes.py
 
-bench: .venv/.dev  ## speeds against the textbook's loop, on this machine alone (about a quarter of an hour)
+bench: .venv/.dev  ## speeds against the textbook's loop, on this machine alone (about 40 minutes)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/costs.py
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/scaling.py --check
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)

@@ -30,6 +30,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--bf16", action="store_true", help="autocast both networks")
+    parser.add_argument("--betas", type=float, nargs=2, default=(0.5, 0.999), help="Adam's (default: 0.5 0.999)")
+    parser.add_argument("--no-flip", action="store_true", help="images are not mirrored")
+    parser.add_argument("--seed", type=int, default=0, help="torch's seed")
+    parser.add_argument("--steps", type=int, help="end after this many steps (default: never)")
+    parser.add_argument("--generator", type=Path, help="where to save the generator at the end, for `distgan import`")
     parser.add_argument("--in-memory", action="store_true", help="images are one tensor, and no DataLoader")
     parser.add_argument("--no-item", action="store_true", help="losses are added up, and not read")
     parser.add_argument("--logits", action="store_true", help="softplus of logits instead of BCE of a sigmoid")
@@ -38,15 +43,20 @@ def main() -> None:
     parser.add_argument("--fused", action="store_true", help="Adam is fused")
     parser.add_argument("--channels-last", action="store_true", help="weights and images are channels_last")
     options = parser.parse_args()
+    torch.manual_seed(options.seed)  # noqa: TID251  # as the tutorial does
     build = dcgan if options.architecture == "dcgan" else resnet
     G, D = build(options.width)
     if options.channels_last:
         G, D = G.to(memory_format=torch.channels_last), D.to(memory_format=torch.channels_last)
     adam_G, adam_D = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=options.fused or None)
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=tuple(options.betas), fused=options.fused or None)
         for network in (G, D)
     )
     train(options, G, D, adam_G, adam_D)
+    if options.generator:  # the tutorial has no Unflatten in front, so its layers have numbers that are smaller by 1
+        layers = ((name.split(".", 1), tensor) for name, tensor in G.state_dict().items())
+        saved = {f"main.{int(number) - 1}.{name}": tensor for (number, name), tensor in layers}
+        torch.save(saved, options.generator)  # noqa: TID251  # as the tutorial does
 
 
 def dcgan(width: int) -> tuple[nn.Module, nn.Module]:
@@ -59,7 +69,15 @@ def dcgan(width: int) -> tuple[nn.Module, nn.Module]:
     for before, after in ((w, 2 * w), (2 * w, 4 * w)):
         D += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, True)]
     D += [nn.Conv2d(4 * w, 1, 4, 1, 0, bias=False), nn.Flatten(0)]
-    return nn.Sequential(*G, nn.Tanh()), nn.Sequential(*D)
+    return nn.Sequential(*G, nn.Tanh()).apply(draw_weights), nn.Sequential(*D).apply(draw_weights)
+
+
+def draw_weights(layer: nn.Module) -> None:
+    """The tutorial's weights: N(0, 0.02) for convolutions, N(1, 0.02) for batch norm's scales."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(layer.weight, 0, 0.02)
+    elif isinstance(layer, nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1, 0.02)
 
 
 class Block(nn.Module):
@@ -135,16 +153,14 @@ def train(
         else:
             print(f"D {loss_real.item() + loss_fake.item():.3f} G {loss_G.item():.3f}")
         tick(step)
+        if step == options.steps:
+            return
 
 
 def batches(options: argparse.Namespace) -> Iterator[Tensor]:
     """Endless shuffled batches of Fashion-MNIST, (batch, 1, 32, 32) in [-1, 1]; a DataLoader mirrors some."""
-    steps = [
-        transforms.Resize(32),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(0.5, 0.5),
-    ]
+    mirror = [] if options.no_flip else [transforms.RandomHorizontalFlip()]
+    steps = [transforms.Resize(32), *mirror, transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     dataset = datasets.FashionMNIST(options.data, train=True, transform=transforms.Compose(steps))
     if options.in_memory:
         images = torch.nn.functional.interpolate(dataset.data[:, None].float() / 127.5 - 1, 32).mul(127).to(torch.int8)

@@ -59,7 +59,8 @@ class _Running:
         self._signal(signal.SIGCONT)
 
     def end(self) -> None:
-        self._signal(signal.SIGKILL)
+        if self._process.poll() is None:
+            self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _signal(self, number: int) -> None:
@@ -121,6 +122,17 @@ def speeds(
             for one in running.values():
                 one.end()
     return measured
+
+
+def until_first_tick(program: Program) -> float:
+    """Starts a program by itself, and kills it at its first tick; returns the seconds that it took to get there."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.monotonic()
+        running = _Running(program, Path(folder), "program")
+        try:
+            return running.wait_for_step(1)[1] - started
+        finally:
+            running.end()
 
 
 def ratio(measured: Mapping[str, Sequence[float]], name: str, to: str) -> float:
