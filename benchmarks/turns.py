@@ -22,6 +22,7 @@ import psutil
 
 _VARIABLE = "DISTGAN_BENCHMARK_TICKS"
 _TICK = struct.Struct("<qd")  # how many steps, and when
+_PATIENCE = 300  # seconds for a step, and for the preparation before the first
 
 
 def tick(steps: int) -> None:
@@ -72,7 +73,10 @@ class _Running:
 
     def wait_for_step(self, step: int) -> tuple[int, float]:
         """Waits until so many steps are done, and returns the last tick."""
+        until = time.monotonic() + _PATIENCE
         while (seen := _TICK.unpack(self._ticks.read_bytes()))[0] < step:
+            if time.monotonic() > until:
+                sys.exit(f"{self._name} made no step {step} in {_PATIENCE} s:\n{self._said.read_text()}")
             if self._process.poll() is not None:
                 sys.exit(f"{self._name} ended with {self._process.returncode}:\n{self._said.read_text()}")
             time.sleep(0.002)
