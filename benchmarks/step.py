@@ -59,11 +59,13 @@ def rivals(scratch: Path, data: Path, architecture: str, width: int, batch: int,
     ]
     ours += ["--model.d_norm=spectral"] if architecture == "resnet" else []
     ours += ["--optim.lr=2e-4", "--optim.betas=[0.5,0.999]", "--track.to=none", "--model.latent_dim=100"]
-    for precision in ("fp32", "bf16"):
-        run = scratch / f"{architecture}{width}-{precision}"
-        programs[f"distgan, {precision}"] = Program(
-            [*ours, f"--train.precision={precision}", f"--run.dir={run}"], {}, batch
-        )
+    for name, switches in {
+        "fp32": [],
+        "bf16": ["--train.precision=bf16"],
+        "fp32, compiled": ["--train.compile=inductor"],
+    }.items():
+        run = scratch / f"{architecture}{width}-{name}"
+        programs[f"distgan, {name}"] = Program([*ours, *switches, f"--run.dir={run}"], {}, batch)
     return programs
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from distgan.recipe import Config
@@ -86,6 +87,7 @@ class Rates:
         """
         self.base = dict.fromkeys(optimizers, lr)
         self._optimizers, self._schedule, self._steps, self._end = optimizers, schedule, steps, end / lr
+        self._now = self.base
 
     @classmethod
     def of(cls, config: Config, optimizers: Mapping[str, Optimizer]) -> "Rates":
@@ -98,15 +100,19 @@ class Rates:
 
     def set(self, step: int) -> None:
         """Sets the learning rates for the update that follows this step."""
+        at = step / self._steps
+        self._now = {name: between(self._schedule, base, self._end * base, at) for name, base in self.base.items()}
         for name, optimizer in self._optimizers.items():
-            base = self.base[name]
             for group in optimizer.param_groups:
-                group["lr"] = between(self._schedule, base, self._end * base, step / self._steps)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(self._now[name])
+                else:
+                    group["lr"] = self._now[name]
 
     @property
     def now(self) -> dict[str, float]:
         """Returns the rates that were set last, as `lr/NETWORK`."""
-        return {f"lr/{name}": optimizer.param_groups[0]["lr"] for name, optimizer in self._optimizers.items()}
+        return {f"lr/{name}": rate for name, rate in self._now.items()}
 
 
 class Beta2:

@@ -73,6 +73,7 @@ def _train(config: Config, materials: Materials, ranks: Ranks) -> None:
         generator=generator,
         discriminator=discriminator,
         average=average,
+        steps_run=materials.steps_run,
     )
 
     # What a checkpoint holds, and what happens around the steps.

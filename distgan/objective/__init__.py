@@ -46,7 +46,7 @@ class Objective:
         weight, end = config.penalty.weight, config.ramp.penalty_weight
         self.penalties = Penalties(
             config.penalty,
-            mixed_precision=config.train.precision != "fp32",
+            reuse=config.train.precision == "fp32" and config.train.compile != "inductor",
             ramp=ramped(config, weight, end) if weight is not None and end is not None else None,
         )
         self._adaptive = config.augment.adaptive
@@ -64,7 +64,7 @@ class Objective:
             D: the discriminator that learns.
             batch: real images, labels and draws.
             fake: the generator's images, (N, C, H, W), detached.
-            plain_D: the same network without its wrapper and in full precision, for penalties.
+            plain_D: the same network without its wrapper, in full precision and not compiled, for penalties.
         """
         due = self.penalties.due(batch.update)
         # A penalty at real images or fakes can share the loss's forward pass. It then needs their gradients.

@@ -48,8 +48,8 @@ PENALTIES: dict[str, Penalty] = {
     # pass, the gradient, and the rest to differentiate that.
     "wgan_gp": Penalty("between", _distance_of_norm_from_1, 10.0),
     # R1 (Mescheder et al. 2018, eq. 9): E[|grad l(x)|^2] / 2 at the real images. It costs 3 D + D₁ - Dₙ, because it
-    # shares the forward pass, and most of the backward pass, with the loss; in mixed precision it has its own, as
-    # WGAN-GP's.
+    # shares the forward pass, and most of the backward pass, with the loss; in mixed precision, or if networks are
+    # compiled, it has its own, as WGAN-GP's.
     "r1": Penalty("real", lambda gradient: _squared_norm(gradient) / 2, 10.0),
     # R2 (Mescheder et al. 2018, eq. 10): the same at the fakes, for the same cost.
     "r2": Penalty("fake", lambda gradient: _squared_norm(gradient) / 2, 10.0),
@@ -63,7 +63,8 @@ class Due:
     weights: Mapping[str, float]
     """By the penalty's name."""
     reuse: bool
-    """Whether a penalty may differentiate the loss's own logits: not in mixed precision."""
+    """Whether a penalty may differentiate the loss's own logits: not in mixed precision, nor if networks are compiled,
+    because torch cannot differentiate those twice."""
 
     def shares_pass_at(self, place: Place) -> bool:
         """Tells whether one of them differentiates the loss's own logits of these images."""
@@ -76,14 +77,12 @@ class Penalties:
     weights: dict[str, float]
     """The weight of each penalty, by its name; `due` multiplies it by `penalty.every`."""
 
-    def __init__(
-        self, config: PenaltyConfig, *, mixed_precision: bool, ramp: Callable[[int], float] | None = None
-    ) -> None:
+    def __init__(self, config: PenaltyConfig, *, reuse: bool, ramp: Callable[[int], float] | None = None) -> None:
         """Finds the penalties by name.
 
         Args:
             config: the recipe's penalty group.
-            mixed_precision: whether the loss's logits are computed in bf16 or fp16.
+            reuse: whether a penalty may differentiate the loss's own logits, as `Due` says.
             ramp: the weight by step, if `ramp.penalty_weight` is set.
 
         Raises:
@@ -95,7 +94,7 @@ class Penalties:
         self.weights = {
             name: PENALTIES[name].weight if config.weight is None else config.weight for name in config.names
         }
-        self._every, self._reuse, self._ramp = config.every, not mixed_precision, ramp
+        self._every, self._reuse, self._ramp = config.every, reuse, ramp
         self.now: dict[str, float] = {}
 
     def set(self, step: int) -> None:

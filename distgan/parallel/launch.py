@@ -93,7 +93,7 @@ def check(*, batch_size: int, precision: str) -> None:
             "without it; if memory is short, use more processes or a smaller train.batch_size."
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
-        raise UserError("the launcher asks for a dynamo backend, but distgan does not compile: launch without it.")
+        raise UserError("the launcher asks for a dynamo backend, but train.compile decides that: launch without it.")
 
 
 def check_launcher() -> None:

@@ -434,6 +434,11 @@ class TrainConfig:
     compress: Literal["none", "bf16"] = "none"
     """`bf16`: send gradients between processes in bf16, half as many bytes, for slow networks. They and their sums are
     rounded to 8 bits, so that updates depend on the number of processes."""
+    compile: Literal["auto", "off", "graph", "inductor"] = "off"
+    """How steps run. `off`: as they are written, one kernel after the other. `graph`: captured as one CUDA graph and
+    repeated, for small networks, whose GPU waits for the host; the same updates. Needs one process on a GPU, and has
+    not run on one yet, so it is not the default. `inductor`: networks compiled by torch.compile; rounds differently.
+    Needs a C++ compiler, and minutes at the start. `auto`: `graph` where it can be, otherwise `off`."""
     deterministic: bool = False
     """On CUDA, use only deterministic kernels, so that a resumed run is bit-equal to one that never stopped. Slower."""
 

@@ -7,12 +7,15 @@ group are in groups.py; parallel/launch.py checks what the launcher asks for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from distgan.errors import UserError
 
 if TYPE_CHECKING:
     from distgan.recipe.groups import Config
+
+StepsRun = Literal["off", "graph", "inductor"]
+"""How steps run: `train.compile` without `auto`."""
 
 
 def check_recipe(config: Config) -> None:
@@ -174,6 +177,46 @@ def check_parts(config: Config, *, parts: int, with_batch_norm: Sequence[str]) -
             f"batch, but batch norm (in {' and '.join(with_batch_norm)}) would then see each part by itself: set it to "
             "null, or use more processes or a smaller batch."
         )
+
+
+def how_steps_run(config: Config, *, on_gpu: bool, world: int, parts: int) -> StepsRun:
+    """Resolves `train.compile`, in which `auto` is `graph` wherever that is not refused, and otherwise `off`.
+
+    Args:
+        config: the recipe.
+        on_gpu: whether the networks are on a GPU.
+        world: the number of processes.
+        parts: how many parts `train.max_batch_per_device` makes of a process's share of a batch.
+
+    Raises:
+        UserError: it is `graph`, and a step cannot be captured.
+    """
+    wanted = config.train.compile
+    if wanted in ("off", "inductor"):
+        return wanted
+    why_not = _not_captured(config, on_gpu=on_gpu, world=world, parts=parts)
+    if wanted == "graph" and why_not is not None:
+        raise UserError(f"train.compile is graph, but {why_not}: set it to off.")
+    return "graph" if why_not is None else "off"
+
+
+def _not_captured(config: Config, *, on_gpu: bool, world: int, parts: int) -> str | None:
+    """Says why a step cannot be captured as one CUDA graph; None if it can."""
+    train, ramp = config.train, config.ramp
+    if not on_gpu:
+        return "CUDA graphs need a GPU, and this trains on the CPU"
+    if world > 1:
+        return f"there are {world} processes, with which it has not been tried"
+    if train.precision == "fp16":
+        return "train.precision is fp16, whose loss scaler has not been tried with it"
+    if parts > 1:
+        return f"train.max_batch_per_device is {train.max_batch_per_device}, so gradients accumulate"
+    if train.d_steps % config.penalty.every:
+        return f"penalty.every is {config.penalty.every}, so steps differ, and all would repeat the first one"
+    for key, end in {"beta2": ramp.beta2, "penalty_weight": ramp.penalty_weight}.items():
+        if end is not None:
+            return f"ramp.{key} is {end}, and each step would repeat the value of the first one"
+    return None
 
 
 def check_labels(config: Config, *, labels: str, counts: Sequence[int], strays: str) -> None:

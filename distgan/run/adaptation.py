@@ -43,7 +43,7 @@ class Adaptation:
 
     def add(self, logged: Mapping[str, Tensor], weight: float) -> None:
         """Adds the mean sign of the logits of this rank's real images; `weight` is the part's weight in its share."""
-        if self._adaptive:
+        if SIGN in logged:  # of the discriminator's updates, if it is adapted
             self._signs += (logged[SIGN].double() * (weight * self._share)).round()
 
     def set(self, step: int) -> None:

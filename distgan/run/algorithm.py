@@ -1,5 +1,7 @@
 """One step of training, the algorithm: the discriminator learns first, then the generator."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,10 @@ from distgan.models import Generator, eval_mode, frozen
 from distgan.objective import Objective
 from distgan.parallel.ranks import Wrapping, settle_gradient_buckets, without_autocast
 from distgan.recipe import Config
+from distgan.recipe.rules import StepsRun
 from distgan.run.adaptation import Adaptation
+from distgan.run.capture import Captured, Logged, StillFeed
+from distgan.run.compilation import compiled
 from distgan.run.meter import Meter
 from distgan.schedules import Beta2, Rates, Schedules
 from distgan.seeding import RunSeed
@@ -41,6 +46,7 @@ class Step:
         generator: Generator,
         discriminator: nn.Module,
         average: Average,
+        steps_run: StepsRun = "off",
     ) -> None:
         """Moves the images to where `data.placement` keeps them, and the networks to the device. Wraps the networks.
 
@@ -53,11 +59,18 @@ class Step:
             generator: the generator that learns.
             discriminator: the discriminator that learns.
             average: takes in the generator's weights after each step.
+            steps_run: `train.compile`, resolved.
         """
         self._d_steps, self._clip = config.train.d_steps, config.optim.clip_weights
         self._ranks, self._objective, self._average = ranks, objective, average
         self._raw_G, self._raw_D = generator, discriminator
-        self._feed = _feed(config, ranks, images, seed)
+        captured = steps_run == "graph"
+        feed = _feed(config, ranks, images, seed)
+        self._feed: data.Feed | StillFeed = feed
+        self._make_updates: Callable[[int], Logged] = self._updates
+        if captured:
+            self._feed = still = StillFeed(feed, d_steps=self._d_steps)
+            self._make_updates = Captured(self._updates, still)
         self.adaptation, self.meter = Adaptation(config, objective.augment, ranks), Meter(objective.logged, ranks)
 
         ranks.place(generator, discriminator, mixed=True)
@@ -65,10 +78,11 @@ class Step:
         if ranks.world > 1 and config.model.sync_batchnorm:
             models.synchronise(generator)
             models.synchronise(discriminator)
-        adam_G, adam_D = _adam(generator, config), _adam(discriminator, config)
+        adam_G, adam_D = (_adam(one, config, ranks.device, captured=captured) for one in (generator, discriminator))
         self.adams = {"generator": adam_G, "discriminator": adam_D}
-        self._G, self._D, self._opt_G, self._opt_D = ranks.wrap(generator, discriminator, adam_G, adam_D)
-        self._plain_D = without_autocast(discriminator)
+        G, D = (compiled(generator), compiled(discriminator)) if steps_run == "inductor" else (generator, discriminator)
+        self._G, self._D, self._opt_G, self._opt_D = ranks.wrap(G, D, adam_G, adam_D)
+        self._D_without_ddp, self._plain_D = D, without_autocast(discriminator)
         self.rates = Rates.of(config, self.adams)
         self.schedules = Schedules(self.rates, Beta2(config, self.adams), average, objective.penalties, self.adaptation)
         if ranks.world > 1:
@@ -76,9 +90,16 @@ class Step:
 
     def __call__(self, step: int) -> None:
         """Makes `train.d_steps` updates of the discriminator and one of the generator."""
-        G, D, opt_G, opt_D, raw_D = self._G, self._D, self._opt_G, self._opt_D, self._raw_D
-        feed, objective, ranks, meter = self._feed, self._objective, self._ranks, self.meter
         self.schedules.set(step)
+        for logged, weight in self._make_updates(step):
+            self.meter.add(logged, weight)
+            self.adaptation.add(logged, weight)
+        self._average.update(self._raw_G)
+
+    def _updates(self, step: int) -> Logged:
+        """Makes a step's updates, and returns what they log. Where steps are captured, most do not run this code."""
+        G, D, opt_G, opt_D, raw_D = self._G, self._D, self._opt_G, self._opt_D, self._raw_D
+        feed, objective, ranks, logged = self._feed, self._objective, self._ranks, Logged()
 
         # The discriminator: d_steps updates, each on other images.
         for k in range(self._d_steps):
@@ -88,8 +109,7 @@ class Step:
                 with ranks.synced(D, last=batch.last):
                     terms = objective.discriminator(D, batch, fake.detach(), plain_D=self._plain_D)
                     ranks.backward(terms.loss * batch.weight)  # only one: a second breaks DDP's reduction
-                meter.add(terms.logged, batch.weight)
-                self.adaptation.add(terms.logged, batch.weight)
+                logged.append((terms.logged, batch.weight))
             opt_D.step()
             opt_D.zero_grad()
             models.constrain(raw_D, clip=self._clip)
@@ -99,14 +119,13 @@ class Step:
             for batch in feed.for_generator(step):
                 with ranks.synced(G, last=batch.last):
                     fake = fake if batch.shared else G(batch.z, batch.y)
-                    terms = objective.generator(raw_D, batch, fake)
+                    terms = objective.generator(self._D_without_ddp, batch, fake)
                     ranks.backward(terms.loss * batch.weight)
-                meter.add(terms.logged, batch.weight)
+                logged.append((terms.logged, batch.weight))
             opt_G.step()
             opt_G.zero_grad()
             models.constrain(self._raw_G)
-
-        self._average.update(self._raw_G)
+        return logged
 
     def _throwaway_passes(self) -> None:
         """Runs one backward pass through each network without a trace: statistics stay, gradients are dropped."""
@@ -134,6 +153,9 @@ def _feed(config: Config, ranks: Wrapping, images: Images, seed: RunSeed) -> dat
     )
 
 
-def _adam(network: nn.Module, config: Config) -> torch.optim.Adam:
+def _adam(network: nn.Module, config: Config, device: torch.device, *, captured: bool) -> torch.optim.Adam:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(trained, lr=config.optim.lr, betas=config.optim.betas, fused=True)
+    lr: float | Tensor = config.optim.lr
+    if captured or device.type == "cuda":  # on every GPU, so that with and without a graph it is rounded alike, to fp32
+        lr = torch.tensor(lr, dtype=torch.float32, device=device)
+    return torch.optim.Adam(trained, lr=lr, betas=config.optim.betas, fused=True, capturable=captured)

@@ -15,6 +15,8 @@ from distgan.models import Generator, ImageSpec
 from distgan.objective import Objective
 from distgan.parallel import launch
 from distgan.recipe import Config, rules
+from distgan.recipe.rules import StepsRun
+from distgan.run.compilation import check_compiler
 from distgan.run.folder import RunFolder
 from distgan.run.housekeeping import refuse_other_images
 from distgan.run.watch import Watched, unseen_images
@@ -35,6 +37,8 @@ class Materials:
     evaluation: Evaluation | None
     unseen: Watched | None
     """Real images that nobody trains on, for rank zero's guard."""
+    steps_run: StepsRun
+    """`train.compile`, resolved."""
 
 
 def prepare(config: Config) -> Materials:
@@ -53,6 +57,11 @@ def prepare(config: Config) -> Materials:
     rules.check_objective(config, needs_lipschitz=loss.needs_lipschitz, zero_decides=loss.zero_decides, d_norm=d_norm)
     models.check_size(config.model, config.data.size)
 
+    parts = data.parts(config.train.batch_size, world=world, most=config.train.max_batch_per_device)
+    steps_run = rules.how_steps_run(config, on_gpu=not launch.use_cpu(), world=world, parts=parts)
+    if steps_run == "inductor":
+        check_compiler()
+
     # The folder, and the images.
     folder = RunFolder(config.run.dir)
     _refuse_to_write_among_pictures(config, folder)
@@ -68,11 +77,8 @@ def prepare(config: Config) -> Materials:
     spec = _spec(config, images)
     generator, discriminator = _networks(config, spec)
     networks = {"generator": generator, "discriminator": discriminator}
-    rules.check_parts(
-        config,
-        parts=data.parts(config.train.batch_size, world=world, most=config.train.max_batch_per_device),
-        with_batch_norm=[name for name, network in networks.items() if models.has_batch_norm(network)],
-    )
+    with_batch_norm = [name for name, network in networks.items() if models.has_batch_norm(network)]
+    rules.check_parts(config, parts=parts, with_batch_norm=with_batch_norm)
     rules.check_standing(config.eval.standing, with_batch_norm=models.has_batch_norm(generator))
     average = Average(generator, config)
     if config.train.init_from is not None and checkpoint.newest(folder.checkpoints, set_aside=False) is None:
@@ -83,7 +89,7 @@ def prepare(config: Config) -> Materials:
     # The evaluation, and the images that nobody trains on.
     evaluation = _evaluation(config, folder, spec, rank=rank)
     unseen = unseen_images(config.data, images.scale, classes=len(spec.class_counts)) if rank == 0 else None
-    return Materials(objective, folder, images, spec, generator, discriminator, average, evaluation, unseen)
+    return Materials(objective, folder, images, spec, generator, discriminator, average, evaluation, unseen, steps_run)
 
 
 def _networks(config: Config, spec: ImageSpec) -> tuple[Generator, models.Discriminator]:

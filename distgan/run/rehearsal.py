@@ -19,6 +19,7 @@ from distgan.ema import Average
 from distgan.models import Generator
 from distgan.objective import Objective
 from distgan.recipe import Config
+from distgan.recipe.rules import StepsRun
 from distgan.run.algorithm import Step
 from distgan.seeding import RunSeed
 
@@ -88,6 +89,7 @@ def rehearsed(
     discriminator: nn.Module,
     average: Average,
     device: torch.device,
+    steps_run: StepsRun = "off",
 ) -> Step:
     """Returns a run's step for one rank by itself, on a device without arithmetic; images may be without numbers."""
     return Step(
@@ -99,6 +101,7 @@ def rehearsed(
         generator=generator,
         discriminator=discriminator,
         average=average,
+        steps_run=steps_run,
     )
 
 

@@ -150,6 +150,7 @@ NO_DATA = ["--data.source=cifar10", "--data.path=/no/such/place"]
         (["--guard.on_trouble=panic"], ["guard.on_trouble", "panic", "warn, stop, rollback"]),
         (["--guard.patience=0"], ["guard.patience", "0", "at least 1"]),
         (["--train.init_from=/no/such/run"], ["train.init_from", "/no/such/run", "no whole checkpoint"]),
+        (["--train.compile=graph"], ["train.compile", "need a GPU", "off"]),
         (["--train.init_from=README.md"], ["train.init_from", "README.md", "Pickles"]),
         (["--data.source=cifar10", "--data.path=/no/such/place"], ["data.path", "/no/such/place", "no such folder"]),
         (["--config=/no/such/recipe.yaml"], ["/no/such/recipe.yaml", "does not exist"]),

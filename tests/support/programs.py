@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ from distgan.models import Architecture, Generator
 from distgan.models.conditional import Projection
 from distgan.objective import losses, penalties
 from distgan.objective.penalties import Penalty
-from distgan.run import algorithm, tracking
+from distgan.run import algorithm, capture, tracking
 from distgan.run.housekeeping import Housekeeping
 from distgan.storage import checkpoint
 
@@ -398,6 +399,17 @@ def nan_at(step: int, rank: int) -> None:
     at_the_beginning(poisoned)
 
 
+def spoilt_at(step: int) -> None:
+    """The generator's weights are NaN at the end of a step, in the first attempt."""
+
+    def spoilt(run: Housekeeping, at: int, due: Callable[[], int]) -> int:
+        if at == step and not run.seed.attempt:
+            next(run.state.generator.parameters()).data.fill_(torch.nan)
+        return due()
+
+    around_each_step(spoilt)
+
+
 def plain_generator() -> None:
     """BigGAN without spectral norm in the generator."""
     models.ARCHITECTURES["biggan"] = dataclasses.replace(models.ARCHITECTURES["biggan"], g_spectral=False)
@@ -554,6 +566,17 @@ class _ChattyMeter(algorithm.Meter):
     def add(self, scalars: dict[str, Tensor], weight: float = 1.0) -> None:
         assert all(value.item() < 1e9 for value in scalars.values())
         super().add(scalars, weight)
+
+
+def count_replays(path: Path) -> None:
+    """Writes how often a CUDA graph was replayed."""
+    replay, count = capture.CudaGraph.replay, itertools.count(1)
+
+    def counted(graph: capture.CudaGraph) -> None:
+        replay(graph)
+        path.write_text(str(next(count)))
+
+    capture.CudaGraph.replay = counted
 
 
 def forbid_cuda_synchronisation() -> None:

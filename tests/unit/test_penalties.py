@@ -142,14 +142,14 @@ def test_a_lazy_penalty_weighs_the_same_on_the_whole():
     critic = Quadratic()
     seen = given(critic, on_real=True, on_fake=True)
     r1, r2 = (closed_form(name, critic, seen)[0].item() for name in ("r1", "r2"))
-    eager = Penalties(PenaltyConfig(name="r1,r2", weight=3.0), mixed_precision=False)
-    lazy = Penalties(PenaltyConfig(name=["r1", "r2"], weight=3.0, every=4), mixed_precision=False)
+    eager = Penalties(PenaltyConfig(name="r1,r2", weight=3.0), reuse=True)
+    lazy = Penalties(PenaltyConfig(name=["r1", "r2"], weight=3.0, every=4), reuse=True)
     assert [value_of(eager.due(update), seen).item() for update in range(3)] == pytest.approx([3 * (r1 + r2)] * 3)
     assert [value_of(lazy.due(update), seen).item() for update in range(5)] == pytest.approx(
         [12 * (r1 + r2), 0, 0, 0, 12 * (r1 + r2)]
     )
     assert [lazy.due(update).shares_pass_at("real") for update in range(5)] == [True, False, False, False, True]
-    default = Penalties(PenaltyConfig(name="wgan_gp"), mixed_precision=False)
+    default = Penalties(PenaltyConfig(name="wgan_gp"), reuse=True)
     assert value_of(default.due(0), seen).item() == pytest.approx(10 * closed_form("wgan_gp", critic, seen)[0].item())
 
 
@@ -173,7 +173,7 @@ def under_bf16(path):
         for name in penalties.PENALTIES:
             values = []
             for run, network in ((critic, wrapped), (plain, plain)):
-                due = Penalties(PenaltyConfig(name=name), mixed_precision=True).due(0)
+                due = Penalties(PenaltyConfig(name=name), reuse=False).due(0)
                 assert not (due.shares_pass_at("real") or due.shares_pass_at("fake"))
                 logits = (network(real, None), network(fake, None))
                 seen = Given(lambda x, _, run=run: run(x, None), lambda *_: share, real, logits[0], fake, logits[1])

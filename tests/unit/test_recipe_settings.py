@@ -5,7 +5,7 @@ import yaml
 
 from distgan import recipe
 from distgan.errors import UserError
-from distgan.recipe import Config, RunConfig
+from distgan.recipe import Config, RunConfig, rules
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,35 @@ def test_what_a_resumed_run_may_change_is_marked_and_everything_else_is_not():
     keys |= {"train.max_batch_per_device"}
     every = {f"{group}.{key}" for group in values for key in values[group]}
     assert {key for key in every if recipe.identity.is_beside(key)} == keys
+
+
+LAZY = ["--penalty.name=r1", "--penalty.every=2", "--model.d_norm=none"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "words"),
+    [
+        ([], {"on_gpu": False}, ["need a GPU"]),
+        ([], {"world": 2}, ["2 processes"]),
+        (["--train.precision=fp16"], {}, ["train.precision is fp16"]),
+        (["--train.max_batch_per_device=8"], {"parts": 2}, ["train.max_batch_per_device is 8"]),
+        (LAZY, {}, ["penalty.every is 2"]),
+        (["--ramp.images=9", "--ramp.beta2=0.9"], {}, ["ramp.beta2 is 0.9"]),
+        (["--ramp.images=9", "--penalty.weight=1", *LAZY[::2], "--ramp.penalty_weight=2"], {}, ["ramp.penalty_weight"]),
+    ],
+    ids=["cpu", "processes", "fp16", "accumulation", "lazy", "beta2", "penalty_weight"],
+)
+def test_a_step_that_cannot_be_captured_is_refused_and_auto_does_not_capture_it(overrides, where, words):
+    there = {"on_gpu": True, "world": 1, "parts": 1, **where}
+    graph, auto = (recipe.parse(["--run.dir=x", f"--train.compile={how}", *overrides])[0] for how in ("graph", "auto"))
+    with pytest.raises(UserError) as refused:
+        rules.how_steps_run(graph, **there)
+    assert all(word in str(refused.value) for word in ["train.compile is graph", *words, "set it to off"])
+    assert rules.how_steps_run(auto, **there) == "off"
+
+
+@pytest.mark.parametrize("overrides", [[], [*LAZY, "--train.d_steps=2"], ["--augment.policy=ada"]])
+def test_auto_captures_what_can_be_captured(overrides):
+    found = recipe.parse(["--run.dir=x", "--train.compile=auto", *overrides])[0]
+    assert rules.how_steps_run(found, on_gpu=True, world=1, parts=1) == "graph"
+    assert rules.how_steps_run(Config(run=RunConfig(dir="x")), on_gpu=True, world=1, parts=1) == "off"

@@ -6,12 +6,10 @@ import dataclasses
 import pytest
 import torch
 from support.runs import REPOSITORY
+from support.steps import materials, networks
 from torch.overrides import TorchFunctionMode
 
-from distgan import models, recipe, train
-from distgan.data import Images
-from distgan.ema import Average
-from distgan.models import ImageSpec
+from distgan import recipe, train
 from distgan.objective.losses import LOSSES
 from distgan.run import rehearsal
 from distgan.run.rehearsal import memory, rehearsed
@@ -38,23 +36,6 @@ def parsed(name, *overrides):
     return recipe.parse(["--config", str(REPOSITORY / "configs" / f"{name}.yaml"), "--run.dir=run", *overrides])[0]
 
 
-def materials(c, count=50_000):
-    spec = ImageSpec(
-        image_size=c.data.image_size, channels=3, class_counts=(count // 10,) * 10 if c.model.conditional else ()
-    )
-    images = Images(
-        pixels=torch.zeros(1, dtype=torch.uint8).expand(count, 3, *c.data.size),
-        labels=torch.zeros(count, dtype=torch.int64),
-        classes=tuple("abcdefghij"),
-        fingerprint="",
-        skipped=0,
-        plain=0,
-        scale=None,
-        folder=None,
-    )
-    return images, spec
-
-
 @pytest.fixture
 def on_meta(monkeypatch):
     """Replaces what there is not on meta: pinned memory, autocast and fused Adam."""
@@ -67,11 +48,6 @@ def on_meta(monkeypatch):
     monkeypatch.setattr(torch, "autocast", none)
     monkeypatch.setattr(rehearsal, "_in_bf16", lambda forward, *inputs: forward(*inputs))
     monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused, **options: adam(*args, **options))
-
-
-def networks(c, spec):
-    generator, discriminator = models.build(c.model, spec, seed=0)
-    return {"generator": generator, "discriminator": discriminator, "average": Average(generator, c)}
 
 
 def step_on_meta(c):
