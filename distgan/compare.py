@@ -75,6 +75,8 @@ class _Column:
             lines.append("not evaluated: set eval.every in training")
         else:
             lines += [f"{name} {value:.5g}" for name, value in evaluation.metrics.items()]
+        for judged in self.found.judged:
+            lines += [f"{line}, judged by {judged.protocol['people']}" for line in judged.shares()]
         if self.near is None:
             lines += textwrap.wrap(self.why_not, _WIDTH // 8)
         else:
@@ -89,6 +91,7 @@ class _Column:
             "step": self.found.step,
             "metrics": evaluation.metrics if evaluation is not None else None,
             "protocol": evaluation.protocol if evaluation is not None else None,
+            "judged": [judged.to_json() for judged in self.found.judged],
             "nearest": None
             if self.near is None
             else {"index": self.near.index.tolist(), "ratio": self.near.ratio.tolist()},

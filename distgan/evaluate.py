@@ -12,14 +12,13 @@ from typing import Any
 from distgan import paths
 from distgan.cli import check_json, write_json
 from distgan.errors import UserError, nearest
-from distgan.evaluation import Evaluation
+from distgan.evaluation import Evaluation, data_of
 from distgan.evaluation.weights import Weights
 from distgan.models import has_batch_norm, place
 from distgan.parallel import launch
 from distgan.parallel.ranks import TIMEOUT, Ranks
-from distgan.recipe import EVAL_METRICS, Config, DataConfig, EvalConfig, rules
+from distgan.recipe import EVAL_METRICS, Config, EvalConfig, rules
 from distgan.storage import exported
-from distgan.storage.exported import Exported
 from distgan.storage.report import Report
 
 
@@ -109,7 +108,7 @@ def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Re
             launch.check_gpus()
             found = exported.find(run, raw=weights == "raw")
             config = _config(found.recipe, **settings)
-            images = _data(found, config)
+            images = data_of(found, config.reference)
             rules.check_standing(config.standing, with_batch_norm=has_batch_norm(found.generator), name="--standing")
             evaluation = Evaluation(config, images, found.spec, rank=ranks.rank, own_weights=found.extractor)
         ranks.join()
@@ -212,19 +211,6 @@ def _config(
         truncation=(said.truncation if truncation is None else truncation) or None,
         standing=(said.standing if standing is None else standing) or None,
     )
-
-
-def _data(found: Exported, config: EvalConfig) -> DataConfig:
-    """Returns the data set of the real images: the recipe's, or the reference's folder."""
-    if found.recipe is not None:
-        return found.recipe.data
-    if config.reference in ("train", "test"):
-        raise UserError(
-            f"the reference is {config.reference}, but there is no recipe beside the generator, so its training images "
-            "are not known: give --reference a folder of pictures."
-        )
-    channels: Any = found.spec.channels
-    return DataConfig(source="folder", path=config.reference, image_size=found.spec.image_size, channels=channels)
 
 
 def _show(report: Report, weights: Weights) -> None:

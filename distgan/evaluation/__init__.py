@@ -28,6 +28,7 @@ from distgan.parallel.ranks import Ranks
 from distgan.progress import shown
 from distgan.recipe import EVAL_METRICS, DataConfig, EvalConfig
 from distgan.storage import bundle, cache, tensors
+from distgan.storage.exported import Exported
 from distgan.storage.report import Report
 
 _FORMAT = 1  # of what is kept of real images; goes up whenever anything changes it
@@ -84,7 +85,7 @@ class Evaluation:
             UserError: real images, labels or weights are missing or do not fit, or there are too few images.
         """
         self._config, self._data, self._spec = config, images, spec
-        self._real = _find(config.reference, images, spec)
+        self._real = find_real(config.reference, images, spec)
         self._check_counts()
         if rank == 0 and config.reference not in ("train", "test") and self._real.images.left_out:
             print(f"distgan: {self._real.images.left_out}", file=sys.stderr, flush=True)
@@ -193,7 +194,7 @@ class Evaluation:
         found.rows = ranks.gather_rows(torch.cat(rows))
         return found
 
-    def _statistics(self, real: "_Real") -> "_Features | None":
+    def _statistics(self, real: "Real") -> "_Features | None":
         """Collective: returns the features of real images on rank zero, from the cache if they are there."""
         num = len(real.images.pixels)
         keep = min(num, max(_PRDC_MOST, self._config.num if self._asks_for("kernel_distance") else 0))
@@ -222,11 +223,11 @@ class Evaluation:
             self._ranks.on_rank_zero(lambda: cache.put(folder, {}, numbers))
         return self._ranks.on_rank_zero(lambda: bundle.read_state(folder))
 
-    def _find_other(self) -> "_Real | None":
+    def _find_other(self) -> "Real | None":
         """Returns the split that is not the reference, if this machine has it."""
         other = {"train": "test", "test": "train"}.get(self._config.reference)
         try:
-            return _find(other, self._data, self._spec) if other is not None else None
+            return find_real(other, self._data, self._spec) if other is not None else None
         except ValueError:
             return None
 
@@ -344,10 +345,11 @@ it needs features of single images (`rows`), let `_scores`, `_statistics` and `_
 
 
 @dataclass(frozen=True)
-class _Real:
+class Real:
     """Real images in a fixed random order, so that the first ones represent all."""
 
     what: str
+    """The split or folder that they are from, for the protocol."""
     images: data.Images
 
     @cached_property
@@ -356,16 +358,38 @@ class _Real:
         return torch.from_numpy(seeding.generator(0, "evaluation.real").permutation(total))
 
     def draw(self, first: int, count: int) -> Tensor:
+        """Returns `count` images from number `first` on: uint8 (count, C, H, W)."""
         return self.images.pixels[self._order[first : first + count]]
 
 
-def _find(reference: str, images: DataConfig, spec: ImageSpec) -> _Real:
-    """Finds the real images that `eval.reference` names."""
+def data_of(found: Exported, reference: str) -> DataConfig:
+    """Returns the data set of a generator's real images: the recipe's, or the folder that the reference names.
+
+    Raises:
+        UserError: the reference is train or test, but there is no recipe that says of which data set.
+    """
+    if found.recipe is not None:
+        return found.recipe.data
+    if reference in ("train", "test"):
+        raise UserError(
+            f"the reference is {reference}, but there is no recipe beside the generator, so its training images "
+            "are not known: give --reference a folder of pictures."
+        )
+    channels: Any = found.spec.channels
+    return DataConfig(source="folder", path=reference, image_size=found.spec.image_size, channels=channels)
+
+
+def find_real(reference: str, images: DataConfig, spec: ImageSpec) -> Real:
+    """Finds the real images that `eval.reference` names.
+
+    Raises:
+        UserError: there are none, or they have another size.
+    """
     if reference == "train":
-        return _Real(f"split {images.split} of {images.source}", data.load(images))
+        return Real(f"split {images.split} of {images.source}", data.load(images))
     if reference == "test":
         other = data.test_split(images)
-        return _Real(f"split {other.split} of {images.source}", data.load(other, like=images))
+        return Real(f"split {other.split} of {images.source}", data.load(other, like=images))
     if not paths.exists(reference):
         raise UserError(
             f"the reference is {reference}, but must be train, test or a folder or zip archive of pictures."
@@ -384,4 +408,4 @@ def _find(reference: str, images: DataConfig, spec: ImageSpec) -> _Real:
             said = said.replace(of_training, of_a_reference)
         raise UserError(said) from error
     what = f"{f'split {split} of ' if split else ''}a folder of pictures"
-    return _Real(what, found if found.scale is None else data.load(folder, like=images))
+    return Real(what, found if found.scale is None else data.load(folder, like=images))

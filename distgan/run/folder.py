@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from distgan.paths import quoted
 from distgan.recipe import Config
 from distgan.storage import checkpoint
 from distgan.storage.places import Places
+
+_LOOKING = 1.0  # seconds after which a lock is taken for that of a run, and not of somebody who looks
 
 
 class RunFolder(Places):
@@ -62,7 +65,7 @@ class RunFolder(Places):
                 f"run.dir is {self.path}, which cannot be written ({error.strerror}): choose another."
             ) from error
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(stream)
         except BlockingIOError as error:
             stream.seek(0)
             raise UserError(
@@ -153,6 +156,23 @@ class Claim:
 
     def release(self) -> None:
         self._lock.close()
+
+
+def _lock(stream: IO[str]) -> None:
+    """Locks a file for this process. Who only looks (`Places.writer`) holds a lock for an instant, which is waited for.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: the file system has no locks.
+    """
+    until = time.monotonic() + _LOOKING
+    while True:
+        try:
+            return fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOOKING / 20)
 
 
 def cut_metrics(file: Path, step: int, *, abandoned: bool = False) -> None:

@@ -8,7 +8,6 @@ state.json                                                                the st
 """
 
 import logging
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,10 +20,9 @@ from distgan import files as disk
 from distgan.errors import NotFiniteError, UserError
 from distgan.storage import bundle, tensors
 from distgan.storage.bundle import Files, read_state
+from distgan.storage.places import CHECKPOINT
 
 logger = logging.getLogger(__name__)
-
-_STEP = re.compile(r"step_(\d{8,})")
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -203,7 +201,7 @@ def abandon(root: Path, *, after: int) -> None:
 
 
 def _folders(root: Path) -> list[Path]:
-    return [folder for folder in root.iterdir() if _STEP.fullmatch(folder.name)] if root.is_dir() else []
+    return [folder for folder in root.iterdir() if CHECKPOINT.fullmatch(folder.name)] if root.is_dir() else []
 
 
 def step_of(folder: Path) -> int:

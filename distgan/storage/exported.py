@@ -43,6 +43,8 @@ class Exported:
     """Where the weights of its run's classifier would be; the file exists if the run was measured by one."""
     evaluation: Report | None
     """Its measurement, if it was measured at this step."""
+    judged: list[Report]
+    """What people said about it at this step, a report for each page."""
     run: Places | None
     """The run's folder, if the generator is in one."""
     folder: Path
@@ -94,7 +96,8 @@ def find(path: str, *, raw: bool = False) -> Exported:
         checkpoint.load(newest, {"generator": generator})
         step, measured = checkpoint.step_of(newest), None
     at_hand = measured if measured is not None and measured.step == step else None
-    return Exported(generator, spec, step, of_run, extractor, at_hand, places, folder, model)
+    judged = [] if raw else [one for one in report.judged(folder) if one.step == step]
+    return Exported(generator, spec, step, of_run, extractor, at_hand, judged, places, folder, model)
 
 
 def _recipe(file: Path) -> Config:
@@ -149,7 +152,8 @@ def save_generator(
     contents = {"model.safetensors": tensors.to_bytes(weights), "config.json": bundle.to_json(config)}
     if discriminator is not None:
         contents[DISCRIMINATOR] = tensors.to_bytes(discriminator)
-    (folder / "evaluation.json").unlink(missing_ok=True)  # first, so that no old numbers stand beside new weights
+    for numbers in ("evaluation.json", report.JUDGED):  # first, so that no old ones stand beside new weights
+        (folder / numbers).unlink(missing_ok=True)
     if measured is not None:
         contents["evaluation.json"] = bundle.to_json(measured.to_json())
     for name, content in contents.items():

@@ -1,7 +1,12 @@
-"""Names the files and folders of a run."""
+"""Names the files and folders of a run, and tells whether a process writes it."""
 
+import fcntl
 import os
+import re
 from pathlib import Path
+
+CHECKPOINT = re.compile(r"step_(\d{8,})")
+"""The name of a checkpoint's folder, with its step."""
 
 
 class Places:
@@ -24,3 +29,22 @@ class Places:
         self.rollbacks = self.path / "rollbacks.jsonl"
         self.lock = self.path / ".lock"
         self.preempted = self.path / "preempted"
+
+    def writer(self) -> str | None:
+        """Returns which process writes the run, such as "process 7 on host"; None if none does.
+
+        The lock that tells is taken for an instant, shared with others who look; `RunFolder.claim` waits for that.
+
+        Raises:
+            OSError: it cannot be found out: the folder may not be read, or its file system has no locks.
+        """
+        try:
+            stream = self.lock.open()
+        except FileNotFoundError:
+            return None
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return stream.read().strip() or "a process"
+        return None

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from distgan import files
 from distgan.errors import UserError
 
 _FILE = "evaluation.json"
+JUDGED = "judged.json"
+"""The file beside a generator with what people said about it: {"judged": [a report for each page, ...]}."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class Report:
         """Tells whether both were measured by the same protocol."""
         return self.protocol == other.protocol
 
+    def shares(self) -> list[str]:
+        """Describes the shares in what people judged: a line for each, with its interval, and that of real pictures."""
+        against = f" to {self.protocol['against']}" if "against" in self.protocol else ""
+        lines = []
+        for name in [name for name in self.metrics if f"{name}_low" in self.metrics]:
+            real = f"; of real pictures {_share(self.floor, name)}" if self.floor and name in self.floor else ""
+            lines.append(f"{name.replace('_', ' ')}{against} {_share(self.metrics, name)}{real}")
+        return lines
+
 
 def read(folder: Path) -> Report | None:
     """Reads the measurement of the generator in a folder; None if it was not measured.
@@ -58,6 +70,37 @@ def read(folder: Path) -> Report | None:
         raise UserError(
             f"{file} is not what `distgan evaluate --json` writes: remove it, or write it again with that command."
         ) from error
+
+
+def judged(folder: Path) -> list[Report]:
+    """Reads what people said about the generator in a folder: a report for each page that they judged it on.
+
+    Raises:
+        UserError: judged.json is something else.
+    """
+    file = folder / JUDGED
+    try:
+        return [Report.from_json(one) for one in json.loads(file.read_text())["judged"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what `distgan judge --votes` writes: remove it.") from error
+
+
+def add_judged(folder: Path, report: Report) -> None:
+    """Adds what people said about the generator in a folder; it replaces what they said on the same page.
+
+    Raises:
+        UserError: as `judged`.
+        OSError: the file cannot be written.
+    """
+    others = [one for one in judged(folder) if one.protocol["page"] != report.protocol["page"]]
+    content = {"judged": [one.to_json() for one in [*others, report]]}
+    files.replace(folder / JUDGED, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _share(numbers: Mapping[str, float], name: str) -> str:
+    return f"{numbers[name]:.2f} ({numbers[f'{name}_low']:.2f} to {numbers[f'{name}_high']:.2f})"
 
 
 _WITHOUT = {"truncation": "none", "standing": "none"}

@@ -20,6 +20,8 @@ VERBS = [
     "inpaint",
     "interpolate",
     "invert",
+    "judge",
+    "runs",
     "sample",
     "synthesize",
 ]
