@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "measure a generator: FID, KID, precision, recall, ...",
     "judge": "write a page on which people judge pictures blind; add up their votes",
     "compare": "put generators side by side in one picture",
+    "report": "write one HTML page about runs: curves, samples, metrics, events",
     "data": "show what distgan sees of a data set, and prepare it",
     "export": "write a generator's folder with a model card, or as ONNX, to share",
     "import": "take in networks trained by PyTorch's textbook code for DCGAN",

@@ -18,8 +18,8 @@ WARNING_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 class Agreed(NamedTuple):
     """A decision of all ranks at the same step."""
 
-    stop: bool
-    """Whether to save and leave, because a rank received a stop signal."""
+    stop: int
+    """The number of the stop signal that a rank received, because of which to save and leave; 0 if there was none."""
     save: bool
     """Whether to save, because rank zero asked for it."""
     failed: bool
@@ -35,7 +35,7 @@ class Requests:
 
     def __init__(self) -> None:
         self.group: Any = None  # the CPU group, once several ranks have joined
-        self._received = False
+        self._received = 0  # the number of a signal
         self._flags = np.zeros(len(Agreed._fields), dtype=np.int32)
         self._pending: Any = None
         self._previous: dict[int, Any] = {}
@@ -61,7 +61,7 @@ class Requests:
             self._pending.wait()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        self._received = number
 
     def agreed(self, *, save: bool, failed: bool) -> Agreed:
         """Collective, once per step: returns on every rank the decision about the requests of the step before.
@@ -71,10 +71,11 @@ class Requests:
         now = (self._received, save, failed)
         if self.group is None:
             return Agreed(*now)
-        answer = Agreed(False, False, False)
+        answer = Agreed(0, False, False)
         if self._pending is not None:
             self._pending.wait()
-            answer = Agreed(*map(bool, self._flags))
+            stop, *others = self._flags.tolist()
+            answer = Agreed(stop, *map(bool, others))
         self._flags[:] = now
         flags = torch.from_numpy(self._flags)
         self._pending = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.group, async_op=True)

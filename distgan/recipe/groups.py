@@ -500,6 +500,8 @@ class TrackConfig:
     sample_every: int = 1000
     """Steps between sample grids, which the averaged generator draws from fixed latents. With labels, a grid has one
     row for each of the first 32 classes."""
+    report: bool = False
+    """Write report.html into the run's folder at every log point: the page that `distgan report` makes."""
     truncation: float | None = None
     """Draw the latents of sample grids from a normal distribution that is cut off at plus and minus this (Brock et al.
     2019). Batch norm then gets standing statistics, of 1,024 more samples at each grid."""

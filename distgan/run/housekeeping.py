@@ -1,5 +1,6 @@
 """Runs what happens around the steps, in one order: evaluate, judge, log, sample, agree, act on trouble, save, stop."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from distgan.models import ImageSpec
 from distgan.parallel.ranks import Ranks
 from distgan.parallel.stopping import STOP_SIGNALS
 from distgan.recipe import Config
-from distgan.run import rollback
+from distgan.run import history, rollback
 from distgan.run.best import BestSoFar, restore_exports
 from distgan.run.due import due
 from distgan.run.folder import RunFolder
@@ -25,6 +26,7 @@ from distgan.run.saving import Saver
 from distgan.run.state import TrainingState
 from distgan.run.tracking import Tracker
 from distgan.run.watch import Watch
+from distgan.run_page import Page
 from distgan.schedules import Rates, Schedules
 from distgan.seeding import RunSeed
 from distgan.storage import bundle, checkpoint
@@ -80,13 +82,14 @@ class Housekeeping:
         self._schedules = schedules
         self._probability, self._evaluation, self._watch = probability, evaluation, watch
         self.until = min(config.last_step, config.run.stop_at or config.last_step)
-        self._stopped = False  # by a signal
+        self._stopped = 0  # the number of the signal that stopped the run
         self._trouble: Trouble | None = None  # the trouble that ends the run
         self._advice = ""  # what the user can do about it
         self._lost = 0  # steps that rollbacks took back, all together
         self._gone_back = False  # whether the checkpoint that was restored last is older than the last rollback
         self._tracker = Tracker(ranks.accelerator, folder, config)
         self._saver = Saver(config, folder, state, spec, self._tracker)
+        self._page = Page([folder.path], folder.report)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Beginning and ending.
@@ -134,6 +137,12 @@ class Housekeeping:
             f"{ranks.accelerator.device.type}, {config.train.batch_size // ranks.world} images each, "
             f"{config.train.precision}"
         )
+        device = ranks.accelerator.device.type
+        self._record(
+            "the start",
+            lambda: history.add_start(self._folder.history, step=step, processes=ranks.world, device=device),
+        )
+        self._report()
         ranks.requests.listen(*STOP_SIGNALS)
         return self
 
@@ -143,6 +152,11 @@ class Housekeeping:
             requests.unlisten(*STOP_SIGNALS)
             requests.finish()
             self.ranks.on_rank_zero(self._tracker.close)
+            how, why = self._ending()
+            self._record(
+                "the end", lambda: history.add_end(self._folder.history, step=self.state.step, how=how, why=why)
+            )
+            self._report()
             self.end()
             if self._trouble is not None:
                 said = f"at step {self.state.step} {self._trouble.what}. The run is saved. {self._advice}"
@@ -152,6 +166,7 @@ class Housekeeping:
             self.ranks.report_failure(error)
         finally:
             self._saver.leave()
+            self._record_error(error)
             # Only now, because the launcher's SIGTERM must not cut the report short.
             requests.unlisten(*STOP_SIGNALS)
             self._tracker.close()
@@ -170,7 +185,7 @@ class Housekeeping:
 
     def done(self, step: int) -> bool:
         """Tells whether this invocation ends here."""
-        return self._stopped or self._trouble is not None or step >= self.until
+        return bool(self._stopped) or self._trouble is not None or step >= self.until
 
     # ------------------------------------------------------------------------------------------------------------------
     # After each step.
@@ -187,6 +202,8 @@ class Housekeeping:
         troubles = self._log(evaluate=now.evaluate) if now.log else []
         if now.sample:
             self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS))
+        if now.log:
+            self._report()
 
         # What one rank knows by itself (a signal, a failed save) becomes a decision of all ranks at the same step.
         wanted = ranks.rank == 0 and saver.wanted(at_log_point=now.log)
@@ -215,15 +232,17 @@ class Housekeeping:
         numbers = {**state.meter.means(), **self._schedules.now}
         seen, not_finite = self.ranks.on_rank_zero(lambda: (self._on_watch.look(), state.first_not_finite()))
         numbers |= seen
-        protocol = {}
+        described: dict[str, Any] = {}
         if evaluate and not_finite is None:
             measured = self._evaluate()
             numbers |= {f"eval/{name}": value for name, value in measured.numbers.items()}
             numbers["eval/behind_best"] = state.standing.behind
-            protocol = {"eval/protocol": measured.protocol}
+            described["eval/protocol"] = measured.protocol
         images_seen = step * self.config.images_per_step
         troubles = state.guard.judge(step, numbers, images_seen=images_seen, not_finite=not_finite)
-        self._record("the metrics", lambda: self._tracker.log(step, numbers, protocol))
+        if troubles:
+            described["guard/trouble"] = "; ".join(trouble.what for trouble in troubles)
+        self._record("the metrics", lambda: self._tracker.log(step, numbers, described))
         return troubles
 
     def _evaluate(self) -> Measured:
@@ -316,6 +335,29 @@ class Housekeeping:
     def _record(self, what: str, action: Callable[[], object]) -> None:
         """Collective: records something on rank zero; a full disk ends the run only with `checkpoint.on_error=stop`."""
         self.ranks.on_rank_zero(lambda: self._saver.record(what, action))
+
+    def _ending(self) -> tuple[str, str | None]:
+        """Returns how this invocation ends without an error, and why, as history.jsonl has it."""
+        if self._trouble is not None:
+            return "guard", self._trouble.what
+        if self.state.step >= self.config.last_step:
+            return "done", None
+        return ("signal", history.signal_name(self._stopped)) if self._stopped else ("stop_at", None)
+
+    def _report(self) -> None:
+        """Collective: writes the page about the run, if the recipe asks for it."""
+        if self.config.track.report:
+            self._record("the report", self._page.write)
+
+    def _record_error(self, error: BaseException) -> None:
+        """Records on rank zero that the run failed. The other ranks may be gone, and the disk may be why it failed."""
+        if self.ranks.rank != 0:
+            return
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        with contextlib.suppress(OSError):
+            history.add_end(self._folder.history, step=self.state.step, how="error", why=said)
+            if self.config.track.report:
+                self._page.write()
 
     def _mark_preempted(self) -> None:
         self._record("the preempted marker", lambda: self._folder.mark_preempted(self.state.step))

@@ -12,15 +12,17 @@ CHECKPOINT = re.compile(r"step_(\d{8,})")
 class Places:
     """The files and folders in a run's folder. Creating the object touches nothing on the disk.
 
-    A run has config.yaml, metrics.jsonl, samples/, checkpoints/, generator/ and .lock. It may have wandb/,
-    generator-best/, extractor.safetensors, rollbacks.jsonl, metrics.abandoned.jsonl and, from a stop signal to the
-    resume, `preempted`.
+    A run has config.yaml, metrics.jsonl, history.jsonl, samples/, checkpoints/, generator/ and .lock. It may have
+    wandb/, generator-best/, extractor.safetensors, rollbacks.jsonl, metrics.abandoned.jsonl, report.html and, from a
+    stop signal to the resume, `preempted`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.abandoned_metrics = self.path / "metrics.abandoned.jsonl"
+        self.history = self.path / "history.jsonl"
         self.samples = self.path / "samples"
         self.checkpoints = self.path / "checkpoints"
         self.generator = self.path / "generator"
@@ -29,6 +31,7 @@ class Places:
         self.rollbacks = self.path / "rollbacks.jsonl"
         self.lock = self.path / ".lock"
         self.preempted = self.path / "preempted"
+        self.report = self.path / "report.html"
 
     def writer(self) -> str | None:
         """Returns which process writes the run, such as "process 7 on host"; None if none does.

@@ -9,7 +9,18 @@ from support.runs import REPOSITORY
 PACKAGE = REPOSITORY / "distgan"
 # Each may import those before it, and the leaf modules; verbs may import everything, and nothing imports a verb except
 # `api`, and `synthesize`, which trains.
-FOLDERS = ["recipe", "data", "models", "objective", "storage", "parallel", "evaluation", "run", "applications"]
+FOLDERS = [
+    "recipe",
+    "data",
+    "models",
+    "objective",
+    "storage",
+    "run_page",
+    "parallel",
+    "evaluation",
+    "run",
+    "applications",
+]
 LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding"]
 VERBS = [
     "compare",
@@ -21,12 +32,13 @@ VERBS = [
     "interpolate",
     "invert",
     "judge",
+    "report",
     "runs",
     "sample",
     "synthesize",
 ]
 VERBS += ["train", "where"]  # and data/__main__.py
-NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", "cli", *LEAVES]
+NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", "run_page", "cli", *LEAVES]
 
 
 def imports(file: Path) -> set[str]:
