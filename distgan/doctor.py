@@ -31,7 +31,7 @@ from distgan.parallel import launch
 from distgan.parallel.launch import node, started_by
 from distgan.parallel.ranks import Ranks
 from distgan.recipe import DataConfig, TrackConfig
-from distgan.run import tracking
+from distgan.run import tracking, wandb_tracker
 
 _PATIENCE = 120.0  # seconds for the ranks to find each other, and for each to answer
 _FLOATS = 3_500_000  # numbers in the all-reduce: about the gradients of a 64-pixel DCGAN of width 64
@@ -113,7 +113,7 @@ def facts_here(rank: int) -> dict[str, Any]:
         "shared_memory_free": _free("/dev/shm"),
         "cpus": sorted(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
-        "wandb": tracking.wandb_mode(),
+        "wandb": wandb_tracker.wandb_mode(),
         "wandb_refused": _refused(lambda: tracking.check(TrackConfig())),
         "wandb_asked": os.environ.get("WANDB_MODE"),
         "cache": str(cache),

@@ -114,7 +114,7 @@ def _evaluate(run: str, *, weights: str, seed: int, **settings: Any) -> tuple[Re
         ranks.join()
         same = {"generator": run, "step": found.step, **asdict(config), **launch.versions()}
         ranks.refuse_differences({**same, "images": evaluation.fingerprint})
-        evaluation.join(ranks, progress=True)
+        evaluation.join(ranks)
         place(found.generator, ranks.device)
         measured = evaluation.measure(found.generator, seed=seed, weights=weights)
     return measured.report(run, found.step, evaluation.floor), evaluation.weights

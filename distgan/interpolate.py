@@ -11,8 +11,9 @@ from distgan import files, paths, pictures
 from distgan.applications.classes import labels_in
 from distgan.applications.walks import walk
 from distgan.errors import UserError
-from distgan.models import Generator
+from distgan.models import CHUNK, Generator
 from distgan.parallel import launch
+from distgan.progress import shown
 from distgan.storage import latents
 from distgan.storage.exported import load_generator
 from distgan.storage.latents import Latents
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     stations = _stations(arguments, generator)
     z, y = walk(stations, arguments.steps, classes=len(generator.class_counts))
     generator.to("cpu" if launch.use_cpu() else "cuda")
-    images = generator.decode(z, y)
+    parts = torch.split(torch.arange(len(z)), CHUNK)
+    drawing = shown(parts, "drawing", len(parts), each=CHUNK)
+    images = torch.cat([generator.decode(z[part], y[part] if y is not None else None) for part in drawing])
     if arguments.out.suffix.lower() == ".png":
         pictures.save(pictures.grid(images, columns=len(images)), arguments.out)
     else:

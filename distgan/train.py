@@ -49,7 +49,6 @@ def train(config: Config) -> None:
             ranks.join(
                 precision=config.train.precision,
                 deterministic=config.train.deterministic,
-                tracker=config.track.to,
                 compress=config.train.compress,
                 tf32=not config.penalty.names and not config.augment.pipelines,
             )

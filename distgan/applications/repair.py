@@ -16,6 +16,7 @@ from distgan.applications.search import Candidates, Loss, Settings, Wanted, dige
 from distgan.errors import UserError
 from distgan.evaluation.neighbours import nearest_where
 from distgan.models import Discriminator, from_bytes, to_bytes
+from distgan.progress import shown
 from distgan.storage.exported import Exported
 from distgan.storage.latents import Latents
 
@@ -215,7 +216,7 @@ def fill_smoothly(pictures: Tensor, masks: Tensor) -> Tensor:
     from skimage.restoration import inpaint_biharmonic
 
     filled = []
-    for picture, hidden in zip(pictures, masks, strict=True):
+    for picture, hidden in shown(zip(pictures, masks, strict=True), "filling smoothly", len(pictures)):
         smooth = inpaint_biharmonic(picture.permute(1, 2, 0).numpy() / 255, hidden.numpy(), channel_axis=2)
         smooth_bytes = torch.from_numpy(smooth * 255).round().clamp(0, 255).to(torch.uint8).permute(2, 0, 1)
         filled.append(torch.where(hidden, smooth_bytes, picture))

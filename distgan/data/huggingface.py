@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,8 @@ def _loaded(data: DataConfig, name: str, split: str | None) -> Any:
     """Loads a data set, or one split of it, through the hub's cache."""
     import datasets
 
-    datasets.disable_progress_bars()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     # It logs every retry; the message below is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 
 from distgan import paths
 from distgan.errors import UserError
+from distgan.progress import shown
 from distgan.recipe import DataConfig
 
 _NUMBERED = 20  # most classes that one line lists
@@ -65,7 +66,7 @@ class Source:
         if not self.files:
             return self.salt
         digest = hashlib.sha256(json.dumps([self.salt, self.classes]).encode())
-        for file in self.files:
+        for file in shown(self.files, "reading all files once", len(self.files), unit="files"):
             # A file that cannot be read is refused or skipped later, when its record is read.
             with contextlib.suppress(OSError), file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -34,7 +34,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from distgan import files, paths
@@ -304,7 +303,6 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
             f"the images need {needed / 1e6:,.1f} MB in {folder.parent}, where {free / 1e6:,.1f} MB are free: "
             "make room, or choose another folder with --data.cache=DIR."
         )
-    console = Console(stderr=True)
     started = time.monotonic()
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
@@ -325,7 +323,7 @@ def _prepare(source: Source, data: DataConfig, folder: Path, scale: Scale | None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if (seconds := time.monotonic() - started) > 5:
-        console.print(f"prepared {written:,} images in {seconds:.0f} s: {folder}", soft_wrap=True, markup=False)
+        print(f"prepared {written:,} images in {seconds:.0f} s: {folder}", file=sys.stderr, flush=True)
 
 
 def _write(source: Source, data: DataConfig, partial: Path, scale: Scale | None) -> int:

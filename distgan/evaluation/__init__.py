@@ -102,9 +102,9 @@ class Evaluation:
         assert self._weights is not None
         return self._weights
 
-    def join(self, ranks: Ranks, *, progress: bool = False) -> None:
+    def join(self, ranks: Ranks) -> None:
         """Collective: gives every rank the extractor, and finds the features of the real images and the floor."""
-        self._ranks, self._progress = ranks, progress
+        self._ranks = ranks
         self._weights = ranks.on_rank_zero(lambda: self._weights)
         self.extractor = extractor_weights.build(self._config, self.weights, self._spec).to(ranks.accelerator.device)
         self._reference = self._statistics(self._real)
@@ -181,8 +181,7 @@ class Evaluation:
         chunks = range(-(-num // CHUNK))
         mine = chunks[len(chunks) * ranks.rank // ranks.world : len(chunks) * (ranks.rank + 1) // ranks.world]
         with torch.inference_mode(), _without_tf32():
-            show = self._progress and ranks.rank == 0
-            for chunk in shown(mine, what, len(mine), each=CHUNK * ranks.world) if show else mine:
+            for chunk in shown(mine, what, len(mine), each=CHUNK * ranks.world) if ranks.rank == 0 else mine:
                 first = chunk * CHUNK
                 images = draw(first, min(CHUNK, num - first))[: num - first]
                 features, logits = (output.cpu() for output in self.extractor(images.to(device)))

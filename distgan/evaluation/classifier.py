@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distgan import seeding
 from distgan.evaluation.extractors import Classifier
+from distgan.progress import shown
 
 PROCEDURE = 1
 """A version number. Raise it when a change here or in the network changes the weights."""
@@ -47,11 +48,18 @@ def train(pixels: Tensor, labels: Tensor, *, classes: int) -> tuple[Classifier, 
         return pixels[chosen], labels[chosen]
 
     with _one_thread():
-        fit(network, batch, steps=steps, seed=_SEED)
+        fit(network, batch, steps=steps, seed=_SEED, what="training the classifier")
     return network, accuracy(network, pixels[held_out], labels[held_out])
 
 
-def fit(network: Classifier, batch: Callable[[int], tuple[Tensor, Tensor]], *, steps: int, seed: int) -> None:
+def fit(
+    network: Classifier,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    seed: int,
+    what: str | None = None,
+) -> None:
     """Trains a classifier from the start.
 
     Args:
@@ -59,13 +67,15 @@ def fit(network: Classifier, batch: Callable[[int], tuple[Tensor, Tensor]], *, s
         batch: the number of a step -> images, uint8 (n, C, H, W), and labels, int64 (n,).
         steps: updates.
         seed: the seed of the starting weights.
+        what: the text beside the progress; if unset, none is shown.
     """
     _initialise(network, seed)
     network.to(memory_format=torch.channels_last)  # half the time
     adam = torch.optim.Adam(network.parameters(), lr=_LR, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, max_lr=_LR, total_steps=steps, cycle_momentum=False)
     network.train().requires_grad_(True)
-    for step in range(steps):
+    numbers = range(steps)
+    for step in numbers if what is None else shown(numbers, what, steps, unit="steps"):
         images, labels = batch(step)
         loss = nn.functional.cross_entropy(network(images)[1], labels)
         adam.zero_grad()

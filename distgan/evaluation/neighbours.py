@@ -8,6 +8,7 @@ from torch import Tensor
 from distgan import data
 from distgan.errors import UserError
 from distgan.models import from_bytes
+from distgan.progress import shown
 from distgan.storage.exported import Exported
 
 _PART = 10_000  # training images in memory as floats at once
@@ -79,16 +80,16 @@ def nearest_where(samples: Tensor, known: Tensor, pixels: Tensor) -> Tensor:
 
 def _two_nearest(samples: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Returns distances and numbers of the two nearest images, (N, 2) each."""
-    if len(samples) > _SAMPLES:  # with all pairs at once, memory would grow with their number
-        parts = [_two_nearest(part, pixels) for part in torch.split(samples, _SAMPLES)]
-        return torch.cat([distance for distance, _ in parts]), torch.cat([number for _, number in parts])
-    x = samples.flatten(1).float() / 127.5
-    best, index = torch.full((len(x), 2), torch.inf), torch.zeros(len(x), 2, dtype=torch.int64)
-    for first in range(0, len(pixels), _PART):
+    best, index = torch.full((len(samples), 2), torch.inf), torch.zeros(len(samples), 2, dtype=torch.int64)
+    # With all pairs at once, memory would grow with their number.
+    blocks = [(at, first) for at in range(0, len(samples), _SAMPLES) for first in range(0, len(pixels), _PART)]
+    for at, first in shown(blocks, "comparing with training images", len(blocks), unit="blocks"):
+        mine = slice(at, at + _SAMPLES)
+        x = samples[mine].flatten(1).float() / 127.5
         part = pixels[first : first + _PART].flatten(1).float() / 127.5
         distances = torch.cdist(x, part, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[1] ** 0.5
         numbers = torch.arange(first, first + len(part)).expand(len(x), -1)
-        distances, numbers = torch.cat([best, distances], 1), torch.cat([index, numbers], 1)
-        best, chosen = distances.topk(2, dim=1, largest=False)
-        index = numbers.gather(1, chosen)
+        distances, numbers = torch.cat([best[mine], distances], 1), torch.cat([index[mine], numbers], 1)
+        best[mine], chosen = distances.topk(2, dim=1, largest=False)
+        index[mine] = numbers.gather(1, chosen)
     return best, index

@@ -1,5 +1,6 @@
 """Finds an extractor's weights: in the user's file, the run's folder or the cache, by download or by training."""
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,7 +107,10 @@ def _inception() -> Path:
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=tensors.INCEPTION_SHA256)
+            print(f"fetching InceptionV3's weights (91 MB), once: {file}", flush=True)
+            torch.hub.download_url_to_file(
+                URL_INCEPTION_V3, str(file), hash_prefix=tensors.INCEPTION_SHA256, progress=sys.stderr.isatty()
+            )
         except (OSError, RuntimeError) as error:  # RuntimeError: another hash
             raise UserError(
                 f"InceptionV3's weights cannot be fetched: on a machine with a network download {URL_INCEPTION_V3} and "

@@ -172,7 +172,6 @@ class Ranks:
         *,
         precision: str = "fp32",
         deterministic: bool = False,
-        tracker: str = "none",
         tf32: bool = True,
         compress: str = "none",
     ) -> None:
@@ -183,7 +182,6 @@ class Ranks:
         Args:
             precision: `train.precision`.
             deterministic: `train.deterministic`, for CUDA.
-            tracker: `track.to`.
             compress: `train.compress`.
             tf32: whether TF32 may be used in mixed precision for what runs in fp32; not if there is a penalty or a
                 pipeline of augmentation.
@@ -211,7 +209,6 @@ class Ranks:
         warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset", category=UserWarning)
         self.accelerator = Accelerator(
             cpu=use_cpu(),
-            log_with=None if tracker == "none" else tracker,
             mixed_precision=MIXED_PRECISION[precision],
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),

@@ -20,7 +20,7 @@ from distgan.recipe.groups import (
     TrackConfig,
     TrainConfig,
 )
-from distgan.recipe.identity import as_dict, common, mathematical_differences
+from distgan.recipe.identity import as_dict, common, flat, mathematical_differences
 from distgan.recipe.parsing import dump, load, parse
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "as_dict",
     "common",
     "dump",
+    "flat",
     "load",
     "mathematical_differences",
     "parse",

@@ -484,17 +484,29 @@ class CheckpointConfig:
 
 
 _REFUSED_BY_WANDB = set("/\\#?%:")  # in a project's name
+_TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
+_LONGEST_TAG = 64  # characters that wandb takes
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """What is recorded on the way."""
 
-    to: Literal["wandb", "none"] = "wandb"
-    """`wandb` (offline if there is no key) or `none`. metrics.jsonl and samples/ are always written."""
+    to: list[str] | str = "wandb"
+    """`none`, or some of `wandb` (offline if there is no key), `tensorboard`, `trackio` and `mlflow`, as a list or with
+    commas between them. metrics.jsonl and samples/ are always written."""
     project: str = "distgan"
-    """wandb project. WANDB_PROJECT is ignored, except in a sweep, whose agent sets it. WANDB_DISABLED=true or
-    WANDB_MODE=disabled switch wandb off."""
+    """Project of wandb and trackio, experiment of mlflow. WANDB_PROJECT is ignored, except in a sweep, whose agent sets
+    it. WANDB_DISABLED=true or WANDB_MODE=disabled switch wandb off."""
+    group: str | None = None
+    """Name that runs are grouped by in wandb, trackio and mlflow, such as the seeds of one recipe. If unset, it is
+    WANDB_RUN_GROUP, which slurm/array.sbatch sets for the seeds of a recipe."""
+    tags: list[str] | str | None = None
+    """Tags in wandb, trackio and mlflow, as a list or with commas between them. `seed-N` is added, and under Slurm
+    `slurm-JOB` with the number of the job or of the array."""
+    artifacts: list[str] | str | None = None
+    """What wandb and mlflow keep a copy of when the run is complete: `generator`, `checkpoint` or both, as a list or
+    with commas between them."""
     log_every: int = 100
     """Steps between lines of metrics, which are means over these steps. There is also a line at each evaluation."""
     sample_every: int = 1000
@@ -507,8 +519,11 @@ class TrackConfig:
     2019). Batch norm then gets standing statistics, of 1,024 more samples at each grid."""
 
     def __post_init__(self) -> None:
+        for name in ("to", "tags", "artifacts"):
+            _as_text(self, name)
+        self._check_names()
         refused = sorted(_REFUSED_BY_WANDB & set(self.project))
-        if self.to == "wandb" and (refused or not 0 < len(self.project.strip()) <= len(self.project) <= 128):
+        if "wandb" in self.trackers and (refused or not 0 < len(self.project.strip()) <= len(self.project) <= 128):
             why = f"with {' '.join(refused)} in it" if refused else "empty" if not self.project.strip() else "too long"
             raise UserError(
                 f'track.project is "{self.project}", {why}: wandb takes names of up to 128 characters without any of '
@@ -518,6 +533,38 @@ class TrackConfig:
         _at_least("track.sample_every", self.sample_every, 1)
         if self.truncation is not None:
             _positive("track.truncation", self.truncation)
+
+    @property
+    def trackers(self) -> list[str]:
+        """Lists the trackers' names."""
+        return [name for name in _named(self.to) if name != "none"]
+
+    @property
+    def labels(self) -> list[str]:
+        """Lists the tags."""
+        return _named(self.tags)
+
+    @property
+    def kept(self) -> list[str]:
+        """Lists what trackers keep copies of."""
+        return _named(self.artifacts)
+
+    def _check_names(self) -> None:
+        named = {"to": _named(self.to) or [""], "artifacts": self.kept}
+        for key, known in {"to": _TRACKERS, "artifacts": ("generator", "checkpoint")}.items():
+            for name in named[key]:
+                if name not in known and not (key == "to" and named[key] == ["none"]):
+                    none = "none or " if key == "to" else ""
+                    raise UserError(f'track.{key} has "{name}", but must be {none}some of {", ".join(known)}.')
+            _each_once(f"track.{key}", named[key])
+        if self.kept and not {"wandb", "mlflow"} & set(self.trackers):
+            raise UserError(
+                f"track.artifacts is {self.artifacts}, but track.to is {self.to}, and only wandb and mlflow keep "
+                "files: add one of them, or leave track.artifacts out."
+            )
+        for tag in self.labels:
+            if not 0 < len(tag) <= _LONGEST_TAG:
+                raise UserError(f'track.tags has "{tag}", but a tag must have 1 to {_LONGEST_TAG} characters.')
 
 
 @dataclass(frozen=True, kw_only=True)

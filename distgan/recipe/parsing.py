@@ -36,7 +36,7 @@ def parse(
     Raises:
         UserError: one sentence naming the dotted key, the value and what is allowed.
     """
-    added = "--KEY+=NAME adds a name to penalty.name, augment.policy or eval.metrics."
+    added = "--KEY+=NAME adds a name to penalty.name, augment.policy, eval.metrics or track.to."
     parser = _Parser(prog=prog, description=f"{description} {added}", allow_abbrev=False)
     # jsonargparse lets the later of two settings win; the recipe goes first, so that the command line always does.
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)

@@ -87,7 +87,7 @@ class Housekeeping:
         self._advice = ""  # what the user can do about it
         self._lost = 0  # steps that rollbacks took back, all together
         self._gone_back = False  # whether the checkpoint that was restored last is older than the last rollback
-        self._tracker = Tracker(ranks.accelerator, folder, config)
+        self._tracker = Tracker(folder, config)
         self._saver = Saver(config, folder, state, spec, self._tracker)
         self._page = Page([folder.path], folder.report)
 
@@ -151,7 +151,7 @@ class Housekeeping:
         if error is None:
             requests.unlisten(*STOP_SIGNALS)
             requests.finish()
-            self.ranks.on_rank_zero(self._tracker.close)
+            self.ranks.on_rank_zero(self._finish_tracking)
             how, why = self._ending()
             self._record(
                 "the end", lambda: history.add_end(self._folder.history, step=self.state.step, how=how, why=why)
@@ -201,7 +201,9 @@ class Housekeeping:
         # Log, evaluate and judge first: an evaluation may make this step's generator the best, which is then saved.
         troubles = self._log(evaluate=now.evaluate) if now.log else []
         if now.sample:
-            self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS))
+            names = self._spec.class_names
+            rows = [names[i] if names else str(i) for i in self._drawn_classes]
+            self._record("the samples", lambda: self._tracker.samples(step, self._grid(), columns=_COLUMNS, rows=rows))
         if now.log:
             self._report()
 
@@ -262,9 +264,14 @@ class Housekeeping:
         """Draws the sample grid from fixed latents; with labels, one row for each of the first `_ROWS` classes."""
         average, seed, truncation = self.state.average, self.config.run.seed, self.config.track.truncation
         average = average if truncation is None else average.truncated(truncation)
-        if classes := [i for i, images in enumerate(average.class_counts) if images > 0]:
-            return average.sample_rows(classes[:_ROWS], _COLUMNS, seed=seed)
+        if classes := self._drawn_classes:
+            return average.sample_rows(classes, _COLUMNS, seed=seed)
         return average.sample(_COLUMNS**2, seed=seed)
+
+    @property
+    def _drawn_classes(self) -> list[int]:
+        """Lists the classes of a grid's rows; none without labels."""
+        return [i for i, images in enumerate(self.state.average.class_counts) if images > 0][:_ROWS]
 
     def _save(self) -> None:
         described, step = self.state.described(), self.state.step
@@ -372,6 +379,11 @@ class Housekeeping:
     def _start_tracking(self) -> str | None:
         state = self.state
         return self._tracker.start(state.step, state.wandb_id, lost=self._lost, abandoned=self._gone_back)
+
+    def _finish_tracking(self) -> None:
+        if self._trouble is not None or self.state.step >= self.config.last_step:
+            self._tracker.keep(self.state.step)
+        self._tracker.close()
 
     def _restart_tracking(self) -> str | None:
         self._tracker.close()

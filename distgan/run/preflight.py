@@ -151,7 +151,7 @@ def _refuse_to_write_among_pictures(config: Config, folder: RunFolder) -> None:
     for pictures in read:
         if pictures is not None:
             data.refuse_among_pictures(pictures, places)
-            own = (folder.samples.resolve(), (folder.path / "wandb").resolve())
+            own = [(folder.path / name).resolve() for name in ("samples", "wandb", "mlflow")]
             if any(place in (Path(pictures).resolve(), *Path(pictures).resolve().parents) for place in own):
                 raise UserError(
                     f"the pictures would be read from {pictures}, where the run in {folder.path} keeps its own "

@@ -62,6 +62,7 @@ class TrainingState:
     data: dict[str, Any]
     """Number and classes of the training images, to say how others differ."""
     wandb_id: str | None = None
+    """The run's id with every tracker; wandb was the first one."""
     attempt: int = 0
     """The number of rollbacks so far."""
     step: int = 0

@@ -1,106 +1,98 @@
-"""Records a run: metrics.jsonl, sample grids, wandb, and a live bar or plain lines. Only rank zero records.
+"""Records a run: metrics.jsonl, sample grids, trackers such as wandb, and the terminal. Only rank zero records.
 
-metrics.jsonl is the durable record: one JSON object per line, each step once. wandb gets the same names.
+metrics.jsonl is the durable record: one JSON object per line, each step once. Trackers get the same names.
 """
 
 import json
-import netrc
 import os
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlparse
 
-from accelerate import Accelerator
-from pydantic import ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from distgan.errors import UserError
-from distgan.parallel.launch import under_mpirun
 from distgan.pictures import grid
-from distgan.recipe import Config, TrackConfig, as_dict
+from distgan.recipe import Config, TrackConfig
+from distgan.run import trackers, wandb_tracker
 from distgan.run.folder import cut_metrics
+from distgan.run.terminal import Terminal
+from distgan.run.trackers import Recorder, Tracked
+from distgan.run.wandb_tracker import wandb_mode
+from distgan.storage import checkpoint
 from distgan.storage.places import Places
 
-_WANDB_PATIENCE = 60.0  # seconds that a run waits for wandb's server at its end
+_RECORDERS: dict[str, type[Recorder]] = {
+    one.name: one for one in (wandb_tracker.Wandb, trackers.TensorBoard, trackers.Trackio, trackers.MLflow)
+}
 
 
 def check(track: TrackConfig) -> None:
-    """Checks wandb's environment variables, if the run will use wandb.
+    """Checks that every tracker of the run is installed, and wandb's environment variables, if the run will use it.
 
     Raises:
-        UserError: wandb would refuse one of them; the message names it.
+        UserError: a tracker is not installed, or wandb would refuse a variable; the message names it.
     """
-    if track.to != "wandb" or wandb_mode() == "disabled":
-        return
-    import wandb
-
-    for name, value in os.environ.items():
-        if name.startswith("WANDB_"):
-            try:
-                wandb.Settings().update_from_env_vars({name: value})
-            except Exception as error:  # wandb's, and pydantic's of many lines
-                said = "; ".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else error
-                shown = "set to a value that" if "KEY" in name else f"{value!r}, which"
-                raise UserError(f"{name} is {shown} wandb refuses ({said}): correct or unset it.") from error
+    trackers.check(track)
+    if "wandb" in track.trackers and wandb_mode() != "disabled":
+        wandb_tracker.check()
 
 
 class Tracker:
-    """Records a run. It exists on every rank, but `start`, `alert`, `log`, `samples` and `sync` are for rank zero only;
-    the other methods do nothing on other ranks.
+    """Records a run. It exists on every rank, but `start`, `alert`, `log`, `samples`, `keep` and `sync` are for rank
+    zero only; the other methods do nothing on other ranks.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Places, config: Config) -> None:
-        self._accelerator, self._folder, self._config = accelerator, folder, config
-        self._to_wandb = config.track.to == "wandb" and wandb_mode() != "disabled"
+    def __init__(self, folder: Places, config: Config) -> None:
+        self._folder, self._config = folder, config
+        self._recorders: list[Recorder] = []
         self._metrics: IO[bytes] | None = None
         self._unwritten = b""
         self._lock = threading.Lock()  # the thread that writes checkpoints also writes pending lines
-        self._progress: Progress | None = None
-        self._lost = 0
+        self._terminal = Terminal(config.last_step)
         self._timed_from = (time.monotonic(), 0)  # the time and the step from which the throughput counts
 
-    def start(self, step: int, wandb_id: str | None, *, lost: int = 0, abandoned: bool = False) -> str | None:
-        """Begins recording after a step, and returns the id of the wandb run, which a resumed run keeps.
+    def start(self, step: int, tracking_id: str | None, *, lost: int = 0, abandoned: bool = False) -> str | None:
+        """Begins recording after a step, and returns the id of the run with all trackers, which a resumed run keeps.
 
         Args:
             step: the last step whose metrics stay in metrics.jsonl.
-            wandb_id: the id of a run that is resumed; None for a new one.
-            lost: the number of steps that rollbacks took back. They are added to wandb's step, which cannot go back.
+            tracking_id: the id of a run that is resumed; None for a new one.
+            lost: the number of steps that rollbacks took back. They are added to the steps of trackers that cannot go
+                back.
             abandoned: whether a rollback gave up the metrics after that step, so that they are kept in another file.
         """
-        self._lost = lost
-        if self._config.track.to == "wandb" and not self._to_wandb:
+        names = self._config.track.trackers
+        if "wandb" in names and wandb_mode() == "disabled":
             print(
                 "wandb: switched off by WANDB_DISABLED or WANDB_MODE; metrics.jsonl and samples/ have everything",
                 flush=True,
             )
-        if self._to_wandb:
+            names = [name for name in names if name != "wandb"]
+        new = tracking_id is None
+        if names and tracking_id is None:
             # A new run takes WANDB_RUN_ID if it is set: a sweep's agent waits for the run under that id.
-            wandb_id = wandb_id or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-            self._start_wandb(wandb_id)
+            tracking_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+        if names and tracking_id is not None:
+            self._start_trackers(
+                names,
+                Tracked(id=tracking_id, new=new, folder=self._folder.path, config=self._config, step=step, lost=lost),
+            )
         cut_metrics(self._folder.metrics, step, abandoned=abandoned)
         self._metrics = self._folder.metrics.open("ab", buffering=0)
         self._folder.samples.mkdir(exist_ok=True)
-        if (
-            getattr(sys.stdout, "isatty", bool)() and not under_mpirun()
-        ):  # mpirun gives its processes a terminal even where the output goes to a log
-            self._progress = _progress(self._config.last_step, step)
+        self._terminal.start(step)
         self._timed_from = (time.monotonic(), step)
-        return wandb_id
+        return tracking_id
 
     def alert(self, step: int, what: str) -> None:
-        """Warns the user on standard error and in wandb."""
+        """Warns the user on standard error and in trackers."""
         print(f"distgan: warning: at step {step} {what}.", file=sys.stderr, flush=True)
-        if self._to_wandb:
-            run = self._accelerator.get_tracker("wandb", unwrap=True)
-            self._wandb(lambda: run.alert(title=f"{self._folder.path.name}: trouble", text=f"at step {step} {what}"))
+        self._in_trackers(lambda one: one.alert(step, what))
 
     def not_training(self, seconds: float) -> None:
         """Leaves this many seconds of other work out of the throughput."""
@@ -116,26 +108,35 @@ class Tracker:
         now, (then, since) = time.monotonic(), self._timed_from
         images_per_s = (step - since) * self._config.images_per_step / (now - then)
         self._timed_from = (now, step)
-        record = {
+        described = described or {}
+        numbers = {
             "step": step,
             "images_seen": step * self._config.images_per_step,
             **metrics,
             "throughput/images_per_s": images_per_s,
-            **(described or {}),
         }
         try:
-            self._write(json.dumps(record).encode() + b"\n")
+            self._write(json.dumps({**numbers, **described}).encode() + b"\n")
         finally:
-            self._show(step, metrics, images_per_s)
-            self._wandb(lambda: self._accelerator.log(record, step=step + self._lost))
+            self._terminal.show(step, metrics, images_per_s)
+            self._in_trackers(lambda one: one.log(step, numbers, described))
 
     def advance(self, step: int) -> None:
         """Moves the live bar."""
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step)
+        self._terminal.advance(step)
 
-    def samples(self, step: int, images: Tensor, *, columns: int) -> None:
-        """Writes the sample grid; images are uint8 (N, C, H, W)."""
+    def samples(self, step: int, images: Tensor, *, columns: int, rows: Sequence[str] = ()) -> None:
+        """Writes the sample grid.
+
+        Args:
+            step: the step it was drawn at.
+            images: uint8 (N, C, H, W).
+            columns: images in a row.
+            rows: the names of the classes, if each row is one; trackers show them.
+
+        Raises:
+            OSError: the disk is full or fails.
+        """
         picture = grid(images, columns=columns)
         file = self._folder.samples / f"step_{step:08d}.png"
         try:
@@ -143,9 +144,21 @@ class Tracker:
         except OSError:
             file.unlink(missing_ok=True)
             raise
-        if self._to_wandb:
-            wandb = self._accelerator.get_tracker("wandb")
-            self._wandb(lambda: wandb.log_images({"samples": [picture]}, step=step + self._lost))
+        caption = f"step {step:,}, {step * self._config.images_per_step:,} images seen"
+        if rows:
+            caption += f"; rows from the top: {', '.join(rows)}"
+        self._in_trackers(lambda one: one.picture(step, picture, caption))
+
+    def keep(self, step: int) -> None:
+        """Gives trackers copies of what `track.artifacts` names, at the end of a run."""
+        folders = {
+            "generator": [self._folder.generator, self._folder.generator_best],
+            "checkpoint": [checkpoint.folder_of(self._folder.checkpoints, step)],
+        }
+        for kind in self._config.track.kept:
+            for folder in filter(Path.exists, folders[kind]):
+                name = kind if kind == "checkpoint" else folder.name
+                self._in_trackers(partial(_keep, what=name, folder=folder, step=step))
 
     def sync(self) -> None:
         """Brings all metrics so far to the disk, before a checkpoint relies on them. Raises OSError."""
@@ -154,22 +167,30 @@ class Tracker:
             os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
-        """Finishes the bar, wandb (which flushes what it holds) and the metrics file."""
-        if self._progress is not None:
-            self._progress.stop()
+        """Finishes the live view, trackers (which send or write what they hold) and the metrics file."""
+        self._terminal.stop()
         if self._metrics is not None:
             self._metrics.close()
             self._unwritten = b""
-            for tracker in self._accelerator.trackers:
-                self._wandb(tracker.finish)
-            self._accelerator.trackers.clear()
+            self._in_trackers(lambda one: one.finish())
+            self._recorders.clear()
 
-    def _wandb(self, action: Callable[[], object]) -> None:
-        """Runs an action of wandb. Its errors never end a run, because metrics.jsonl has everything."""
-        try:
-            action()
-        except Exception as error:  # of many kinds
-            print(f"distgan: warning: wandb: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
+    def _start_trackers(self, names: list[str], run: Tracked) -> None:
+        for name in names:
+            try:
+                self._recorders.append(_RECORDERS[name](run))
+            except Exception as error:  # of many kinds
+                if name == "wandb":  # not even offline
+                    raise
+                _warn(name, f"this invocation is not recorded there: {error}")
+
+    def _in_trackers(self, action: Callable[[Recorder], object]) -> None:
+        """Does something in each tracker. Their errors never end a run, because metrics.jsonl has everything."""
+        for recorder in self._recorders:
+            try:
+                action(recorder)
+            except Exception as error:  # of many kinds
+                _warn(recorder.name, str(error))
 
     def _write(self, line: bytes) -> None:
         """Writes pending lines and this one; what a full disk does not take stays pending."""
@@ -179,84 +200,10 @@ class Tracker:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
 
-    def _start_wandb(self, wandb_id: str) -> None:
-        """Starts wandb online if that is wanted and the server answers, otherwise offline."""
-        import wandb
 
-        mode = wandb_mode()
-        if mode == "offline":
-            asked = "as WANDB_MODE asks" if os.environ.get("WANDB_MODE") else "no key found"
-            self._say_offline(f"{asked}; `wandb login` or WANDB_API_KEY sends runs to the server")
-        try:
-            self._init_wandb(wandb_id, mode)
-        except Exception as error:  # of many kinds, from wandb's service
-            if mode not in ("online", "shared"):
-                raise
-            self._say_offline(f"the server cannot be reached: {' '.join(str(error).split())[:200]}")
-            wandb.teardown()  # its service would still hold the id
-            self._accelerator.trackers.clear()
-            self._init_wandb(wandb_id, mode := "offline")
-        if mode == "online":
-            print(f"wandb: {self._accelerator.get_tracker('wandb', unwrap=True).url}", flush=True)
-
-    def _say_offline(self, why: str) -> None:
-        print(f"wandb: recording offline in {self._folder.path / 'wandb'} ({why})", flush=True)
-
-    def _init_wandb(self, wandb_id: str, mode: str) -> None:
-        import wandb
-
-        init: dict[str, Any] = {
-            "id": wandb_id,
-            "name": self._folder.path.name,
-            "dir": str(self._folder.path),
-            "resume": "allow",
-            "mode": mode,
-            # What could not be sent by then stays in the run's folder, for `wandb sync`.
-            "settings": wandb.Settings(console="off", silent=True, finish_timeout=_WANDB_PATIENCE),
-        }
-        self._accelerator.init_trackers(self._config.track.project, as_dict(self._config), {"wandb": init})
-
-    def _show(self, step: int, metrics: dict[str, float], images_per_s: float) -> None:
-        before, after = metrics["score/fake_before"], metrics["score/fake_after"]
-        text = (
-            f"loss D {metrics['loss/discriminator']:.3f} G {metrics['loss/generator']:.3f}  "
-            f"score of real {metrics['score/real']:.2f}, fake {before:.2f} -> {after:.2f}  {images_per_s:,.0f} images/s"
-        )
-        if evaluated := [name for name in metrics if name.startswith("eval/")]:
-            text += "  " + "  ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4g}" for name in evaluated)
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=step, text=text)
-        else:
-            left = timedelta(seconds=int((self._config.last_step - step) * self._config.images_per_step / images_per_s))
-            print(f"step {step}/{self._config.last_step}  {text}  {left} left", flush=True)
+def _warn(tracker: str, what: str) -> None:
+    print(f"distgan: warning: {tracker}: {' '.join(what.split())[:200]}", file=sys.stderr, flush=True)
 
 
-def _progress(total: int, completed: int) -> Progress:
-    progress = Progress(
-        TextColumn("{task.fields[text]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console()
-    )
-    progress.add_task("", total=total, completed=completed, text="starting")
-    progress.start()
-    return progress
-
-
-def wandb_mode() -> str:
-    """Returns wandb's mode: `disabled` by WANDB_DISABLED, else WANDB_MODE, else `online` with a key, else `offline`.
-
-    wandb itself fails without a key, and no longer knows WANDB_DISABLED, which many scripts set.
-    """
-    import wandb
-
-    if os.environ.get("WANDB_DISABLED", "").strip().lower() not in ("", "0", "f", "false", "n", "no", "none", "off"):
-        return "disabled"
-    if mode := os.environ.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(mode, mode)  # older names
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return "online"
-    own = os.environ.get("WANDB_BASE_URL")
-    servers = [own] if own else [wandb.Settings().base_url, "https://api.wandb.ai"]  # today's, and that of older logins
-    try:
-        keys = netrc.netrc(os.environ.get("NETRC"))
-    except (OSError, netrc.NetrcParseError):
-        return "offline"
-    return "online" if any(keys.authenticators(urlparse(server).hostname or "") for server in servers) else "offline"
+def _keep(recorder: Recorder, *, what: str, folder: Path, step: int) -> None:
+    recorder.keep(what, folder, step)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support import runs
+from support.commands import wandb_records
 from support.programs import launch
 from support.runs import QUICK, REPOSITORY, TINY, metrics, steps, tensors
 
@@ -123,7 +124,7 @@ def limited(cluster, tmp_path_factory) -> Iterator[Job]:
 def array(cluster, limited, tmp_path_factory) -> tuple[str, Path]:
     """An array of two seeds, a node each."""
     folder = tmp_path_factory.mktemp("array")
-    words = ["configs/quickstart.yaml", *TINY, f"--run.dir={folder / 'run'}"]
+    words = ["configs/quickstart.yaml", *TINY, f"--run.dir={folder / 'run'}", "--track.to=wandb"]
     return cluster.submit("array", *words, log=folder / "%a", options=("--array=0-1",)), folder
 
 
@@ -136,13 +137,17 @@ def test_a_wrong_recipe_fails_at_once_with_the_sentence_in_the_log(cluster, limi
     assert "JobState=FAILED" in cluster.run("scontrol", "show", "job", job)
 
 
-def test_an_array_of_two_seeds_makes_two_runs(cluster, array):
+def test_an_array_of_two_seeds_makes_two_runs_of_one_group(cluster, array):
     job, folder = array
     for seed in ("0", "1"):
         assert "done: step 11 of 11" in cluster.wait_for_end(job, folder / seed)
     runs = [folder / f"run-seed{seed}" for seed in (0, 1)]
     assert [yaml.safe_load((run / "config.yaml").read_text())["run"]["seed"] for run in runs] == [0, 1]
     assert metrics(runs[0]) != metrics(runs[1])
+    for seed, run in enumerate(runs):
+        (recorded,) = (run / "wandb").glob("offline-run-*")
+        described = next(record["run"] for record in wandb_records(recorded) if record["type"] == "run")
+        assert (described["run_group"], described["tags"]) == ("run", [f"seed-{seed}", f"slurm-{job}"])
 
 
 def test_two_nodes_train_to_the_end(cluster, tmp_path):

@@ -5,9 +5,12 @@ from urllib.parse import urlparse
 import pytest
 import torch
 import wandb
+import yaml
 
+from distgan import recipe
 from distgan.parallel.ranks import Ranks
-from distgan.run import tracking
+from distgan.recipe import TrackConfig
+from distgan.run import wandb_tracker
 from distgan.run.meter import Meter
 
 
@@ -28,7 +31,7 @@ def test_wandb_records_online_exactly_where_there_is_a_key(tmp_path, monkeypatch
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if base_url:
         monkeypatch.setenv("WANDB_BASE_URL", base_url)
-    assert tracking.wandb_mode() == expected
+    assert wandb_tracker.wandb_mode() == expected
 
 
 class OnCpu(Ranks):
@@ -44,3 +47,45 @@ def test_what_a_checkpoint_keeps_of_a_meter_is_of_its_step_however_late_it_is_wr
     state = meter.state()
     meter.add({"loss": torch.tensor(5.0)})
     assert state == {"sums": [[3.0]], "counts": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("written", "trackers"),
+    [
+        ("wandb", ["wandb"]),
+        ("none", []),
+        ("[wandb, tensorboard]", ["wandb", "tensorboard"]),
+        ("wandb,tensorboard", ["wandb", "tensorboard"]),
+    ],
+)
+def test_one_tracker_or_several_are_the_same_setting_however_written(tmp_path, written, trackers):
+    (tmp_path / "recipe.yaml").write_text(f"run: {{dir: x}}\ntrack: {{to: {yaml.safe_load(written)!r}}}\n")
+    for argv in (["--config", str(tmp_path / "recipe.yaml")], ["--run.dir=x", f"--track.to={written}"]):
+        config = recipe.parse(argv)[0]
+        assert config.track.trackers == trackers
+        (tmp_path / "saved.yaml").write_text(recipe.dump(config))
+        assert recipe.load(tmp_path / "saved.yaml") == config
+        assert yaml.safe_load(recipe.dump(config))["track"]["to"] == ",".join(trackers or ["none"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"to": "wandbb"},
+            r'^track\.to has "wandbb", but must be none or some of wandb, tensorboard, trackio, mlflow\.$',
+        ),
+        ({"to": ["none", "wandb"]}, r'^track\.to has "none", but must be none or some of '),
+        ({"to": []}, r'^track\.to has "", but must be none or some of '),
+        ({"to": "wandb,wandb"}, r"^track\.to is wandb,wandb, which has a name twice: give each once\.$"),
+        ({"artifacts": "model"}, r'^track\.artifacts has "model", but must be some of generator, checkpoint\.$'),
+        (
+            {"to": "tensorboard", "artifacts": "generator"},
+            r"^track\.artifacts is generator, but track\.to is tensorboard",
+        ),
+        ({"tags": ["x" * 65]}, r'^track\.tags has "x+", but a tag must have 1 to 64 characters\.$'),
+    ],
+)
+def test_what_no_tracker_would_take_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        TrackConfig(**settings)

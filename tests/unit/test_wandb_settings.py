@@ -10,7 +10,7 @@ from support.runs import TINY
 
 from distgan import doctor
 from distgan.recipe import TrackConfig
-from distgan.run import tracking
+from distgan.run import tracking, wandb_tracker
 
 TINY_WITH_WANDB = [*TINY, "--track.to=wandb"]
 
@@ -107,5 +107,5 @@ def test_wandb_switched_off_leaves_nothing_of_it(tmp_path, name, value):
 def test_older_ways_to_say_it_count(monkeypatch, variables, mode):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert tracking.wandb_mode() == mode
+    assert wandb_tracker.wandb_mode() == mode
     tracking.check(TrackConfig())
