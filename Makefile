@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install quickstart test test-fast soak modes bench slurm slurm-down check format clean
+.PHONY: help install quickstart test test-fast soak modes bench docs slurm slurm-down check format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench: .venv/.dev  ## speeds against the textbook's loop, on this machine alone 
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/scaling.py --check
+
+docs: .venv/.dev  ## the documents as a site, in docs/_build/index.html; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs . docs/_build
 
 slurm:  ## a Slurm of two nodes on this machine (Debian: slurmctld slurmd slurm-client munge)
 	@slurm/local_cluster up

@@ -21,6 +21,7 @@ VERBS = {
     "doctor": "tell how this machine and launcher look, and what to change",
     "where": "print the folder of a recipe's run",
     "runs": "list runs: step, last number, state, disk used",
+    "recipes": "list the recipes, launch files and Slurm scripts that come with distgan",
     "sample": "draw images from a trained generator",
     "interpolate": "walk between images of a generator: a strip or an animation",
     "invert": "find the latents whose images are nearest to pictures",

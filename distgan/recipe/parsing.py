@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from distgan import paths
+from distgan import paths, shipped
 from distgan.errors import UserError
 from distgan.recipe.groups import Config, RunConfig
 from distgan.recipe.identity import as_dict, flat
@@ -42,9 +42,13 @@ def parse(
     recipe = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     found, overrides = recipe.parse_known_args(argv)
-    named = paths.expanded("--config", found.config) if found.config is not None else None
+    named = shipped.find(paths.expanded("--config", found.config)) if found.config is not None else None
     argv = [*([f"--config={named}"] if named is not None else []), *overrides]
-    parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a YAML file with the keys below.")
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help="A recipe: a YAML file with the keys below, or a name that `distgan recipes` lists.",
+    )
     parser.add_argument("--check", action="store_true", help="Print what would run, and stop.")
     parser.add_class_arguments(Config)
     for group in dataclasses.fields(Config):
@@ -107,7 +111,9 @@ def _sentence(message: str) -> str:
     if match := re.match(r"the following arguments are required: (\S+)", message):
         return f"{match[1]} is not set: give it in the recipe or as --{match[1]}=…"
     if match := re.match(r'Parser key "config": (?:File does not exist|Path is not a file): (.+)', message):
-        return f"the recipe {match[1]} does not exist or is not a file: check the path."
+        name = Path(match[1]).stem
+        instead = f"check the path, or give distgan's own as --config {name}." if name in shipped.recipes() else ""
+        return f"the recipe {match[1]} does not exist or is not a file: {instead or 'check the path.'}"
     if match := re.match(r"(Unexpected config|Problems parsing config)", message):
         return "the recipe is not YAML with groups of keys, such as `train: {steps: 1000}`."
     if match := re.match(

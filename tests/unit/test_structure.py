@@ -21,7 +21,7 @@ FOLDERS = [
     "run",
     "applications",
 ]
-LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding"]
+LEAVES = ["ema", "errors", "files", "output", "paths", "pictures", "progress", "schedules", "seeding", "shipped"]
 VERBS = [
     "compare",
     "doctor",
@@ -37,7 +37,7 @@ VERBS = [
     "sample",
     "synthesize",
 ]
-VERBS += ["train", "where"]  # and data/__main__.py
+VERBS += ["recipes", "train", "where"]  # and data/__main__.py
 NEITHER_ACCELERATE_NOR_WANDB = ["recipe", "data", "models", "objective", "storage", "run_page", "cli", *LEAVES]
 
 
@@ -65,8 +65,11 @@ def parts(file: Path) -> set[str]:
 
 
 def test_every_module_has_its_place():
-    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {"__pycache__"}
-    assert modules == {*FOLDERS, *LEAVES, *VERBS, "api", "cli", "__init__", "__main__"}
+    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()} - {
+        "__pycache__",
+        "_files",
+    }
+    assert modules - {"__pycache__", "_files"} == {*FOLDERS, *LEAVES, *VERBS, "api", "cli", "__init__", "__main__"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
