@@ -132,7 +132,7 @@ def test_commands_that_do_not_run_here_are_known():
             assert (REPOSITORY / file).is_file(), command
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_verbs_and_settings_that_a_document_names_exist(document):
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
     for span in re.findall(r"`([^`]+)`", text):
