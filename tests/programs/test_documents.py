@@ -28,6 +28,7 @@ ELSEWHERE = {
     r"mpirun -np 2 ": "tests/cluster/test_mpirun.py",
     r"mpirun -np 16 ": "needs several machines",
     r"(accelerate launch .*distgan\.|distgan )evaluate ": "tests/programs/test_evaluation.py",
+    r"distgan judge --votes": "tests/programs/test_judge.py",
     r"distgan synthesize .*--benefit": "tests/programs/test_synthesize.py",
     r"distgan synthesize .*--min-confidence": "tests/programs/test_synthesize.py",
     r"distgan export .*--push-to-hub": "needs a network; tests/programs/test_share.py has the calls",
@@ -51,6 +52,7 @@ OPTIONS = {
     "interpolate": ["--overwrite", "--steps=2"],
     "invert": ["--overwrite", "--steps=2", "--restarts=1"],
     "inpaint": ["--overwrite", "--steps=2", "--restarts=1"],
+    "judge": ["--overwrite", "--num=4"],
     "synthesize": ["--overwrite"],
 }
 
@@ -82,7 +84,8 @@ def place(tmp_path_factory):
                 picture.save(folder / "PICTURES" / split / name / f"{i}.png")
     pictures = ["--data.source=folder", f"--data.path={folder / 'PICTURES'}", "--model.conditional=true"]
     assert launch([*TINY, *pictures, "--train.steps=2", f"--run.dir={folder / 'RUN'}"]) == [0]
-    for name in ("OTHER_RUN", "textbook", "runs/quickstart", "runs/mine", "new/runs/large"):
+    names = ("OTHER_RUN", "RUN_A", "RUN_B", "textbook", "runs/quickstart", "runs/mine", "runs/a", "runs/b")
+    for name in (*names, "new/runs/large"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(folder / "RUN")
     for name in ("configs", "launch"):
